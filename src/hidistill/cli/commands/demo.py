@@ -1,0 +1,33 @@
+"""`hidistill demo`: the whole method on the bundled teacher and data."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+RECIPE = "fashion.distill"
+
+
+def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> int:
+    """Distill the bundled Fashion-MNIST teacher into a one-step student, evaluate it, and write a report.
+
+    The same command again goes on where it stopped, or shows the table of a finished run.
+
+    Args:
+        out: the run's folder.
+        seed: of everything in the run.
+    """
+    import inspect
+
+    from hidistill.cli.lookup import find
+    from hidistill.cli.running import carry_out
+
+    recipe = find(RECIPE)
+    parameters = inspect.signature(recipe.function).parameters.values()
+    arguments = {parameter.name: parameter.default for parameter in parameters} | {"seed": seed}
+    return carry_out(recipe, arguments, out)
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command."""
+    return tyro.cli(demo, args=argv, prog="hidistill demo")

@@ -1,0 +1,17 @@
+"""`hidistill evaluate`: measures a finished run again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command; the options are those of `hidistill.recipes.judging.judge`."""
+    from hidistill.cli.options import parse
+    from hidistill.cli.outcome import show
+    from hidistill.recipes.judging import judge
+
+    arguments = parse(judge, argv, prog="hidistill evaluate", positional="run")
+    run: Path = arguments.pop("run")
+    judge(run, **arguments)
+    show(run)
+    return 0

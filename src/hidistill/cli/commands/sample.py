@@ -1,0 +1,50 @@
+"""`hidistill sample`: images from a finished run or a weights file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+
+def sample(
+    source: Annotated[Path, tyro.conf.Positional],
+    *,
+    out: Path = Path("samples.png"),
+    count: int = 64,
+    steps: int | None = None,
+    sampler: Literal["jump", "renoise", "euler", "heun"] | None = None,
+    label: int | None = None,
+    scale: float | None = None,
+    seed: int = 0,
+    npz: Path | None = None,
+) -> int:
+    """Draw images and save them as a picture.
+
+    Args:
+        source: a run's folder, or a weights file (.safetensors).
+        out: the picture, a .png file.
+        count: number of images.
+        steps: steps of the sampler; by default 1 for a student and 50 for a teacher.
+        sampler: jump or renoise for a student, euler or heun for a teacher.
+        label: class of all images; by default the classes in turn, one per column.
+        scale: guidance scale of a teacher, 1 is no guidance; a student has its teacher's built in.
+        seed: image i depends on the seed and i alone.
+        npz: file for the images as an array (count, channels, height, width) of uint8, with their labels.
+    """
+    from hidistill.cli import drawing
+
+    drawing.refuse(out, count=count)
+    network = drawing.load(drawing.weights_file(source))
+    labels = drawing.labels_of(label, count, network.classes)
+    plan = drawing.plan(network, steps=steps, sampler=sampler, scale=scale)
+    drawing.write(drawing.images(network, plan, labels, seed), labels, one_class=label is not None, out=out, npz=npz)
+    words = f"{count} images in {plan.steps} step{'s' if plan.steps > 1 else ''} of {plan.sampler}: {out}"
+    Console().print(words, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command."""
+    return tyro.cli(sample, args=argv, prog="hidistill sample")

@@ -1,0 +1,38 @@
+"""`hidistill train RECIPE`: a recipe is a function, and its keyword arguments are the options."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+USAGE = """usage: hidistill train RECIPE [--out DIR] [OPTIONS]
+
+RECIPE is a name that `hidistill list` shows, or a function of your own: FILE.py:FUNCTION or MODULE:FUNCTION.
+`hidistill train RECIPE --help` shows its options. The same command again goes on where the run stopped."""
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command."""
+    if not argv or argv[0] in ("-h", "--help"):
+        Console().print(USAGE, markup=False, highlight=False)
+        return 0 if argv else 2
+    if argv[0].startswith("-"):
+        raise ValueError(f"{argv[0]!r} came before the recipe; write hidistill train RECIPE {argv[0]} ...")
+    from hidistill.cli.lookup import find
+    from hidistill.cli.options import parse
+    from hidistill.cli.running import carry_out
+
+    recipe = find(argv[0])
+    out = (
+        Path,
+        Path("runs") / folder_name(recipe.name),
+        "the run's folder; one that holds this run is taken up again.",
+    )
+    arguments = parse(recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra={"out": out})
+    return carry_out(recipe, arguments, arguments.pop("out"))
+
+
+def folder_name(recipe: str) -> str:
+    """Name of a recipe's folder under runs/."""
+    source, colon, function = recipe.rpartition(":")
+    return f"{Path(source).stem}.{function}" if colon else recipe

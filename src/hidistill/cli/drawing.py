@@ -1,0 +1,155 @@
+"""Draws images from a weights file, whichever family of network it holds."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hidistill.codecs import Pixels
+from hidistill.evaluate import draw
+from hidistill.guidance import Guided
+from hidistill.report.pictures import grid as picture_grid
+from hidistill.report.pictures import quantized
+from hidistill.sampling import euler, grid, heun, jump, renoise
+from hidistill.seeds import fold_in, normal
+from hidistill.teachers.dit import DiT, FlowMapDiT
+from hidistill.types import Cond, Images, Labels, Points
+from hidistill.weights import load_into, read
+
+MOST_STEPS, MOST_IMAGES, BATCH = 1000, 100_000, 250
+SMALL = 56
+"""Images below this side are enlarged to it in the picture, by a whole factor."""
+MOST_IN_PICTURE, MOST_COLUMNS = 400, 20
+SAMPLERS = {"dit": ("euler", "heun"), "dit-flow-map": ("jump", "renoise")}
+"""By the family of the weights: a velocity field is integrated, a flow map jumps. The first is the default."""
+STEPS = {"dit": 50, "dit-flow-map": 1}
+
+
+class Network(NamedTuple):
+    """A network and what drawing needs to know of it."""
+
+    module: DiT | FlowMapDiT
+    family: str
+    shape: tuple[int, int, int]
+    classes: int
+
+
+class Plan(NamedTuple):
+    """How images are drawn."""
+
+    steps: int
+    sampler: str
+    scale: float
+
+
+def refuse(out: Path, *, count: int) -> None:
+    """Refuse a picture that cannot be written or is of nothing."""
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out {out}: the picture is a PNG file; give a name that ends in .png")
+    if not 1 <= count <= MOST_IMAGES:
+        raise ValueError(f"--count {count}: from 1 to {MOST_IMAGES:,} images can be drawn at once")
+
+
+def weights_file(source: Path) -> Path:
+    """The weights that a path means: itself, or the student of a run (the teacher, where it trained one)."""
+    if not source.is_dir():
+        return source
+    candidates = [source / "models" / f"{role}.safetensors" for role in ("student", "teacher", "sketch")]
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        names = ", ".join(path.name for path in candidates)
+        raise ValueError(f"{source}/models has none of {names}; wait until a stage has ended, or give a weights file")
+    return found
+
+
+def load(path: Path) -> Network:
+    """The network in a weights file.
+
+    Raises:
+        ValueError: if the file cannot be read, or holds something that draws no images.
+    """
+    weights = read(path)
+    if weights.family not in SAMPLERS:
+        raise ValueError(f"{path} holds a {weights.family!r}; images come from one of {', '.join(SAMPLERS)}")
+    config = dict(weights.config)
+    net = DiT.from_config(config)
+    module = net if weights.family == "dit" else FlowMapDiT(net)
+    load_into(module, weights.tensors, source=str(path))
+    module.eval().requires_grad_(False)
+    shape = (config["channels"], config["image_size"], config["image_size"])
+    return Network(module, weights.family, shape, config["classes"])
+
+
+def plan(network: Network, *, steps: int | None, sampler: str | None, scale: float | None) -> Plan:
+    """The family's defaults where nothing is given.
+
+    Raises:
+        ValueError: if the network cannot be sampled so.
+    """
+    steps = STEPS[network.family] if steps is None else steps
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"--steps {steps}: a sampler makes 1 to {MOST_STEPS} steps")
+    known = SAMPLERS[network.family]
+    sampler = known[0] if sampler is None else sampler
+    if sampler not in known:
+        raise ValueError(f"--sampler {sampler}: these weights are a {network.family}; use {' or '.join(known)}")
+    if scale is not None and network.family == "dit-flow-map":
+        raise ValueError(f"--scale {scale}: a student has its teacher's guidance built in; leave --scale out")
+    return Plan(steps, sampler, 1.0 if scale is None else scale)
+
+
+def labels_of(label: int | None, count: int, classes: int) -> Labels:
+    """The label of each image.
+
+    Raises:
+        ValueError: if there is no such class.
+    """
+    if label is None:
+        return torch.arange(count) % max(1, classes)
+    if not 0 <= label < classes:
+        allowed = f"labels are 0 to {classes - 1}" if classes else "these weights know no classes; leave --label out"
+        raise ValueError(f"--label {label}: {allowed}")
+    return torch.full((count,), label)
+
+
+def images(network: Network, plan: Plan, labels: Labels, seed: int) -> Images:
+    """An image per label; image i depends on the seed and i alone."""
+    parts = []
+    for start in range(0, len(labels), BATCH):
+        part = labels[start : start + BATCH]
+        seeds = [fold_in(seed, "sample", start + i) for i in range(len(part))]
+
+        def from_noise(noise: Points, cond: Cond, seeds: Sequence[int] = seeds) -> Points:
+            return samples(network, plan, noise, cond, seeds)
+
+        parts.append(draw(from_noise, seeds=seeds, cond=part, shape=network.shape, codec=Pixels(), batch_size=BATCH))
+    return torch.cat([part.images for part in parts])
+
+
+def samples(network: Network, plan: Plan, noise: Points, cond: Cond, seeds: Sequence[int]) -> Points:
+    """Samples from noise, as the plan says."""
+    module = network.module
+    if isinstance(module, DiT):
+        solve = euler if plan.sampler == "euler" else heun
+        return solve(Guided(module, plan.scale), noise, cond=cond, steps=plan.steps)
+    if plan.sampler == "jump":
+        return jump(module, noise, cond=cond, times=grid(plan.steps))
+    fresh = [normal([fold_in(seed, "fresh", k) for seed in seeds], network.shape) for k in range(1, plan.steps)]
+    return renoise(module, noise, cond=cond, times=grid(plan.steps), fresh=fresh)
+
+
+def write(images: Images, labels: Labels, *, one_class: bool, out: Path, npz: Path | None) -> None:
+    """The picture, with a class per column where there are several, and the array."""
+    pixels = quantized(images)
+    classes = int(labels.max()) + 1
+    by_class = not one_class and 1 < classes <= MOST_COLUMNS
+    columns = classes if by_class else math.ceil(math.sqrt(min(len(pixels), MOST_IN_PICTURE)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scale = max(1, SMALL // pixels.shape[-1])
+    picture_grid(pixels[:MOST_IN_PICTURE], columns=columns, scale=scale).save(out)
+    if npz is not None:
+        npz.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(npz, images=pixels, labels=labels.numpy())

@@ -1,0 +1,96 @@
+"""What this machine has, and how fast it is: measured, not looked up."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from itertools import islice
+from math import lcm
+from pathlib import Path
+
+import torch
+
+from hidistill.cli.commands.demo import RECIPE
+from hidistill.cli.commands.doctor import Finding
+from hidistill.cli.lookup import find
+from hidistill.cli.progress import duration
+from hidistill.data.fashion import bundled, full
+from hidistill.teachers.dit import DiT
+from hidistill.train.experiment import Experiment
+from hidistill.train.loop import steps
+
+FORWARD_SECONDS = 3.0
+GIB = 1024**3
+
+
+def hardware() -> Iterator[Finding]:
+    """Cores, memory, disk, accelerators."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Finding("cores", "ok" if cores > 1 else "warning", f"{cores}; torch uses {torch.get_num_threads()} threads")
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+        yield Finding("memory", "ok" if memory >= 4 else "warning", f"{memory:.1f} GiB; the demo takes about 1")
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    yield Finding("free disk", "ok" if free >= 1 else "warning", f"{free:.1f} GiB; the demo's folder takes about 0.2")
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            yield Finding("accelerator", "ok", torch.cuda.get_device_name(index))
+    else:
+        yield Finding("accelerator", "note", "none that torch can use; the demo needs none")
+
+
+def data() -> Iterator[Finding]:
+    """Whether the pictures are there."""
+    yield Finding("bundled pictures", "ok", f"{len(bundled('train').images):,} to train on")
+    try:
+        yield Finding("full Fashion-MNIST", "ok", f"{len(full('train').images):,} to train on")
+    except (FileNotFoundError, ValueError) as error:
+        yield Finding("full Fashion-MNIST", "note", f"{error}; only fashion.teacher and fashion.classifier need it")
+
+
+def costs() -> Iterator[Finding]:
+    """A measurement of this machine, and what follows for the demo."""
+    rate = forwards_per_second()
+    yield Finding("student", "ok", f"{rate:,.0f} images a second in one step (gray 28 x 28, 1.9 M parameters, float32)")
+    guided = 1000 * 2 * 50 / rate
+    yield Finding("teacher, 50 guided steps", "ok", f"about {duration(guided)} for 1,000 images, 100 forwards each")
+    try:
+        experiment = find(RECIPE).function()
+    except (ValueError, OSError) as error:
+        yield Finding("demo", "warning", f"cannot be built: {error}")
+        return
+    training = duration(sum(seconds_of(experiment)))
+    yield Finding("demo's training", "ok", f"about {training} for the {experiment.total_steps} steps of {RECIPE}")
+
+
+def forwards_per_second(batch: int = 64) -> float:
+    """Images per second that pass once through a student of the demo's size."""
+    student = DiT(image_size=28, channels=1, classes=10).student().eval()
+    x, t = torch.randn(batch, 1, 28, 28), torch.ones(batch)
+    cond = torch.zeros(batch, dtype=torch.long)
+    done, begin = -1, time.perf_counter()
+    with torch.no_grad():
+        while done < 1 or time.perf_counter() - begin < FORWARD_SECONDS:
+            student.mean_velocity(x, t=t, r=t, cond=cond)
+            done += 1
+            if done == 0:  # the first pass allocates; it does not count
+                begin = time.perf_counter()
+    return batch * done / (time.perf_counter() - begin)
+
+
+def seconds_of(experiment: Experiment) -> Iterator[float]:
+    """Seconds that each stage would take, from one timed period of its updates; the experiment is spoilt by it."""
+    for index, stage in enumerate(experiment.stages):
+        period = lcm(*(update.every for update in stage.updates.values()))
+        offset = experiment.offset(index)
+        reports = steps(
+            stage,
+            lambda step, offset=offset: experiment.batch_at(offset + step),
+            seed=experiment.seed,
+            precision=experiment.precision,
+        )
+        for _ in islice(reports, period):
+            pass  # the first steps allocate, and make the optimizers' state
+        begin = time.perf_counter()
+        done = sum(1 for _ in islice(reports, period))
+        yield (time.perf_counter() - begin) / max(done, 1) * stage.steps

@@ -1,0 +1,220 @@
+"""The total derivative of a student along a trajectory: `du/dt` with dx_t/dt = direction, dt/dt = 1, dr/dt = 0.
+
+`Forward` is exact and works in bfloat16; `Central` needs nothing but two forwards, in float32.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from hidistill.path import per_row, rows_of
+from hidistill.types import Cond, Points, Student, Times
+
+Dual = tuple[Tensor, Tensor | None]
+"""A primal and its tangent; None is a tangent of zero."""
+QUERIES = 256
+"""Queries of attention that are differentiated at once: as fast as all of them, in a tenth of the memory."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Forward-mode differentiation, exact: about two forwards, no graph, any precision, any module as it is.
+
+    Raises:
+        ValueError: when called, if the student's answer depends on neither x_t nor t.
+    """
+
+    def __post_init__(self) -> None:
+        """Have torch load its rules, which it does at the first dual number."""
+        load_rules()
+
+    @torch.no_grad()
+    def __call__(self, student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points) -> Points:
+        """See `types.Derivative`."""
+        # MATH is for attention inside torch's own composite functions, such as nn.MultiheadAttention's, which hide it
+        # from DualProducts.
+        with dual_level(), DualProducts(), sdpa_kernel(SDPBackend.MATH):
+            x = make_dual(x_t.detach(), direction.detach().to(x_t.dtype))
+            dual_t = make_dual(t.detach(), torch.ones_like(t))
+            tangent = unpack_dual(student.mean_velocity(x, t=dual_t, r=r.detach(), cond=cond)).tangent
+        if tangent is None:
+            raise ValueError(
+                f"the answer of {type(student).__name__}.mean_velocity carries no derivative; it must depend on x_t or "
+                "t through differentiable operations: look for .detach(), .item(), .data or numpy on its way"
+            )
+        return tangent
+
+
+@dataclass(frozen=True)
+class Central:
+    """Differences of two forwards, `(u(x + h d, r, t + h) - u(x - h d, r, t - h)) / 2h`, of second order in h.
+
+    Where t + h > 1 or t - h < r, a row uses the one-sided formula of the same order on t, t + h, t + 2h (or downwards),
+    which costs a third forward for those rows alone. Downwards it may pass below r, by at most 2 h, when r is within
+    3 h of 1.
+
+    Args:
+        step: h. 5e-3 suits networks that embed t itself; those that embed 1000 t need 1e-4.
+
+    Raises:
+        ValueError: if the step is not in (0, 0.1]; when called, in less than float32.
+    """
+
+    step: float = 5e-3
+
+    def __post_init__(self) -> None:
+        """Refuse a step that cannot work."""
+        if not 0 < self.step <= 0.1:
+            raise ValueError(f"Central(step={self.step}): the step must be in (0, 0.1]; 5e-3 suits most networks")
+
+    @torch.no_grad()
+    def __call__(self, student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points) -> Points:
+        """See `types.Derivative`."""
+        refuse_low_precision(x_t)
+        h = torch.full_like(t, self.step)
+        central, up = (t + h <= 1) & (t - h >= r), t + 2 * h <= 1
+        first = torch.where(central | up, h, -h)
+        second = torch.where(central, -h, 2 * first)
+
+        def u_at(offset: Times) -> Points:
+            moved = x_t + per_row(offset, x_t) * direction
+            return student.mean_velocity(moved, t=t + offset, r=r, cond=cond)
+
+        # Derivative at 0 of the parabola through 0, `first` and `second`; the weight of 0 vanishes on central rows.
+        near, far = -second / (first * (first - second)), -first / (second * (second - first))
+        du = per_row(near, x_t) * u_at(first) + per_row(far, x_t) * u_at(second)
+        ends = (~central).nonzero()[:, 0]
+        if len(ends):
+            here = student.mean_velocity(x_t[ends], t=t[ends], r=r[ends], cond=rows_of(cond, ends))
+            du = du.index_add(0, ends, -per_row((near + far)[ends], here) * here)
+        return du
+
+
+def self_test(student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points) -> float:
+    """Relative difference between `Forward`, as it would run, and central differences in float32, without autocast.
+
+    Below 0.05 all is well. More means a student that is not a function (dropout in train mode), times that are rounded
+    (cast to bfloat16), a derivative lost on the way (`detach`), or a student that embeds 1000 t, too rough for
+    differences. Use generic times: round ones may survive a cast that others do not.
+    """
+    exact = Forward()(student, x_t, t=t, r=r, cond=cond, direction=direction).float()
+    if isinstance(student, nn.Module) and any(is_low_precision(weight) for weight in student.parameters()):
+        student = deepcopy(student).float()
+    with torch.autocast(x_t.device.type, enabled=False):
+        single = {"t": t.float(), "r": r.float(), "cond": cond, "direction": direction.float()}
+        difference = Central(1e-3)(student, x_t.float(), **single)
+    scale = torch.maximum(exact.norm(), difference.norm())
+    return float((exact - difference).norm() / scale) if scale > 0 else 0.0
+
+
+@cache
+def load_rules() -> None:
+    """Make one dual number, silently: torch compiles rules by its own deprecated `torch.jit.script` and warns of it."""
+    with warnings.catch_warnings(), dual_level():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        make_dual(torch.zeros(1), torch.zeros(1))
+
+
+def is_low_precision(x: Tensor) -> bool:
+    """Whether `x` is in bfloat16 or float16."""
+    return x.dtype in (torch.bfloat16, torch.float16)
+
+
+def refuse_low_precision(x_t: Points) -> None:
+    """Refuse differences below float32."""
+    if is_low_precision(x_t) or torch.is_autocast_enabled(x_t.device.type):
+        came = str(x_t.dtype) if is_low_precision(x_t) else f"autocast to {torch.get_autocast_dtype(x_t.device.type)}"
+        raise ValueError(
+            f"Central came to {came}, where differences are 11 to 40 % wrong from rounding; they need float32 without "
+            "autocast: use Forward(), which is below 1 % in bfloat16"
+        )
+
+
+class DualProducts(TorchFunctionMode):
+    """Products and attention that know dual numbers, in place of torch's.
+
+    A linear layer with constant weights takes two products; torch's own rule takes a third, with a zero tangent that
+    it makes for the weights. No fused attention kernel has a forward derivative.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping | None = None
+    ) -> object:
+        """Route what is known here, leave the rest to torch."""
+        del types
+        kwargs = kwargs or {}
+        if func in (F.linear, F.conv1d, F.conv2d, F.conv3d):
+            return affine(func, *args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def affine(
+    func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: object, **kwargs: object
+) -> Tensor:
+    """A linear or convolutional layer: the tangent passes through the same weights, without the bias."""
+    primal, tangent = unpack_dual(input)
+    constant = unpack_dual(weight).tangent is None and (bias is None or unpack_dual(bias).tangent is None)
+    if tangent is None or not constant:
+        return func(input, weight, bias, *args, **kwargs)
+    return make_dual(func(primal, weight, bias, *args, **kwargs), func(tangent, weight, None, *args, **kwargs))
+
+
+def attention(  # noqa: PLR0917 -- torch's own signature
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Scaled dot-product attention and its exact tangent, `QUERIES` queries at a time.
+
+    Masks, dropout and grouped heads go to torch's unfused attention, whose tangent needs all n^2 scores at once.
+    """
+    q, k, v = unpack_dual(query), unpack_dual(key), unpack_dual(value)
+    constant = q.tangent is None and k.tangent is None and v.tangent is None
+    if constant or attn_mask is not None or dropout_p or is_causal or enable_gqa:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    outs, tangents = [], []
+    for first in range(0, query.shape[-2], QUERIES):
+        rows = slice(first, first + QUERIES)
+        dq = None if q.tangent is None else q.tangent[..., rows, :] * factor
+        out, tangent = attend((q.primal[..., rows, :] * factor, dq), k, v)
+        outs.append(out)
+        tangents.append(tangent)
+    return make_dual(torch.cat(outs, -2), torch.cat(tangents, -2))
+
+
+def attend(query: Dual, key: Dual, value: Dual) -> tuple[Tensor, Tensor]:
+    """Attention of scaled queries, and its tangent.
+
+    `out = P v`; `d_scores = dq k^T + q dk^T`; `d_out = (P d_scores) v - rowsum(P d_scores) out + P dv`.
+    """
+    (q, dq), (k, dk), (v, dv) = query, key, value
+    scores = q @ k.mT
+    # Scores may be in bfloat16; their exponentials and the sum of them may not.
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    out = weights.to(v.dtype) @ v
+    tangent = torch.zeros_like(out) if dv is None else weights.to(v.dtype) @ dv
+    parts = ([] if dq is None else [dq @ k.mT]) + ([] if dk is None else [q @ dk.mT])
+    if parts:
+        change = weights * sum(parts)
+        tangent = tangent + change.to(v.dtype) @ v - (change.sum(-1, keepdim=True) * out).to(out.dtype)
+    return out, tangent

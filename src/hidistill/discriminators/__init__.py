@@ -1,0 +1,1 @@
+"""Heads on a teacher's features, one file each."""

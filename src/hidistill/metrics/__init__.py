@@ -1,0 +1,1 @@
+"""Judges of pictures, one file each."""

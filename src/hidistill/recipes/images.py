@@ -1,0 +1,221 @@
+"""Any folder of pictures: its own teacher, and the teacher's distillation into a one-step student."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.optim import AdamW
+
+from hidistill.codecs import Pixels
+from hidistill.data.images import Pictures, read
+from hidistill.metrics.classifier import Classifier, accuracy, read_classifier, save_classifier, train_classifier
+from hidistill.objectives.flow_matching import FlowMatching
+from hidistill.recipes.judging import Jury, jury, read_teacher
+from hidistill.recipes.two_stages import Plan, distillation, settings
+from hidistill.seeds import fold_in, shuffled
+from hidistill.teachers.dit import DiT
+from hidistill.times import LogitNormal
+from hidistill.train.ema import Average
+from hidistill.train.experiment import Experiment, Product
+from hidistill.train.stage import Stage, Update, WarmupDecay
+from hidistill.types import Batch, Split
+
+LARGEST_PATCH_COUNT = 100
+"""Tokens per image that a CPU is asked to carry unless a patch is given."""
+
+
+def batches(split: Split, *, batch_size: int, seed: int):  # noqa: ANN201 -- a function of the step
+    """Batches of a split as a function of the step; pixels become floats only when they are drawn."""
+    images, labels, codec = split.images, split.labels, Pixels()
+
+    def batch_at(step: int) -> Batch:
+        rows = shuffled(len(images), batch_size=batch_size, step=step, seed=seed)
+        return Batch(codec.encode(images[rows].float() / 255), labels[rows])
+
+    return batch_at
+
+
+def flow_matching(
+    net: DiT,
+    split: Split,
+    *,
+    steps: int,
+    decay_steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+    card: dict[str, str],
+    notes: tuple[str, ...] = (),
+) -> Experiment:
+    """The training of a class-conditional teacher by flow matching, with an average and dropped labels."""
+    optimizer = AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+    drop = 0.1 if net.classes else 0.0
+    objective = FlowMatching(net, LogitNormal(0.0, 1.2), net.null, drop=drop)
+    schedule = WarmupDecay(steps, min(200, steps // 4), decay_steps)
+    stage = Stage(
+        "teacher", {"teacher": Update(objective, optimizer, schedule=schedule)}, steps, {"teacher": Average(net, 0.999)}
+    )
+    return Experiment(
+        stages=[stage],
+        modules={"teacher": net},
+        batch_at=batches(split, batch_size=batch_size, seed=seed),
+        seed=seed,
+        precision="bfloat16",
+        products={"teacher": Product("teacher", "teacher.safetensors", "dit", net.config, card)},
+        extendable=("steps", "decay_steps", "data"),
+        notes=notes,
+    )
+
+
+def root_mean_square(split: Split) -> float:
+    """Of the encoded pixels, to two digits: what a DiT's preconditioning needs to know of its data."""
+    return round(Pixels().encode(split.images[:2000].float() / 255).square().mean().sqrt().item(), 2)
+
+
+def choose_patch(size: int) -> int:
+    """The smallest patch that divides the image and leaves a CPU few enough tokens."""
+    fits = [p for p in range(1, size + 1) if size % p == 0]
+    return next(p for p in fits if (size // p) ** 2 <= LARGEST_PATCH_COUNT)
+
+
+def teacher(
+    *,
+    images: Path,
+    size: int | None = None,
+    patch: int | None = None,
+    model: str = "tiny",
+    steps: int = 4000,
+    batch_size: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> Experiment:
+    """Train a teacher on a folder of pictures: flow matching, a class per sub-folder or no classes at all.
+
+    Needs: a folder of at least 50 pictures (a few thousand are good); about half an hour on 2 cores at 28 pixels.
+    Reaches: what its pictures allow; look at samples before distilling it.
+
+    Args:
+        images: folder of pictures; each of its sub-folders is a class.
+        size: side in pixels; None chooses it from the pictures.
+        patch: side of a patch; None takes the smallest that leaves at most 100 tokens.
+        model: name of a DiT's size.
+        steps: length of the training.
+        batch_size: pictures per step.
+        lr: learning rate of AdamW.
+        seed: of weights, data order, noise and dropped labels.
+    """
+    pictures = load(images, size)
+    side, channels, classes = pictures.choice.size, pictures.choice.channels, len(pictures.classes)
+    chosen = patch if patch is not None else choose_patch(side)
+    torch.manual_seed(fold_in(seed, "weights"))
+    train = pictures.split("train")
+    net = DiT(
+        image_size=side, channels=channels, classes=classes, patch=chosen, size=model, data_std=root_mean_square(train)
+    )
+    why = f"patch {chosen}: " + ("asked for" if patch is not None else f"{(side // chosen) ** 2} tokens an image")
+    notes = (*pictures.choice.reasons, why, f"model {model}: {sum(p.numel() for p in net.parameters()):,} parameters")
+    card = {"data": f"{pictures.facts.count} pictures", "choices": "; ".join(notes)}
+    return flow_matching(
+        net, train, steps=steps, decay_steps=steps // 4, batch_size=batch_size, lr=lr, seed=seed,
+        card=card, notes=notes,
+    )  # fmt: skip
+
+
+def distill(
+    *,
+    images: Path,
+    teacher: Path,
+    sketch_steps: int = 300,
+    refine_steps: int = 240,
+    batch_size: int = 64,
+    guidance: float = 1.5,
+    discriminator: Literal["adaptive", "pooled", "per_token", "none"] = "adaptive",
+    derivative: Literal["forward", "central"] = "forward",
+    evaluate_samples: int = 500,
+    seed: int = 0,
+) -> Experiment:
+    """Distill the teacher of a folder of pictures into a one-step student: sketch, then refine, then evaluation.
+
+    Needs: the pictures, and a teacher that images.teacher has trained on them; minutes on 2 cores at 28 pixels.
+    Reaches: what its teacher allows.
+
+    Args:
+        images: the folder of pictures that the teacher was trained on.
+        teacher: run folder of images.teacher, or its models/teacher.safetensors.
+        sketch_steps: steps of MeanFlow distillation; 0 leaves the stage out.
+        refine_steps: steps of distribution matching; 0 leaves the stage out.
+        batch_size: pictures per step.
+        guidance: scale of the teacher's classifier-free guidance that is distilled; ignored without classes.
+        discriminator: the head on the teacher's features; none is distribution matching alone.
+        derivative: how the sketch takes du/dt: forward mode, or central differences.
+        evaluate_samples: images per row of the final table, at most as many as there are test pictures.
+        seed: of everything.
+    """
+    net = read_teacher(weights_of(teacher))
+    pictures = load(images, int(net.config["image_size"]))
+    refuse_mismatch(net, pictures, images)
+    plan = Plan(
+        sketch_steps=sketch_steps,
+        refine_steps=refine_steps,
+        batch_size=batch_size,
+        guidance=guidance if net.classes else 1.0,
+        discriminator=discriminator,
+        derivative=derivative,
+        evaluate_samples=min(evaluate_samples, len(pictures.split("test").images)),
+        seed=seed,
+    )
+    batch_at = batches(pictures.split("train"), batch_size=batch_size, seed=seed)
+    return distillation(net, plan, batch_at=batch_at, judges=folder_jury(pictures, weights_of(teacher).parent))
+
+
+def load(folder: Path, size: int | None) -> Pictures:
+    """A folder's pictures; read once per process."""
+    return read_once(folder.resolve(), size)
+
+
+@lru_cache(maxsize=1)
+def read_once(folder: Path, size: int | None) -> Pictures:
+    """What `data.images.read` gives."""
+    return read(folder, size=size)
+
+
+def weights_of(teacher: Path) -> Path:
+    """The weights file of a teacher's run folder, or the file itself."""
+    return teacher / "models" / "teacher.safetensors" if teacher.is_dir() else teacher
+
+
+def refuse_mismatch(net: DiT, pictures: Pictures, folder: Path) -> None:
+    """Refuse pictures that the teacher was not made for."""
+    here = (pictures.choice.channels, len(pictures.classes))
+    if here != (net.channels, net.classes):
+        raise ValueError(
+            f"{folder} holds pictures of {here[0]} channels in {here[1]} classes; this teacher knows {net.channels} "
+            f"channels and {net.classes} classes: give the folder that it was trained on"
+        )
+
+
+def folder_jury(pictures: Pictures, beside: Path) -> Jury:
+    """The judges of a folder; with classes, also a classifier trained on its pictures and kept beside the teacher."""
+    train, valid, test = (pictures.split(part) for part in ("train", "valid", "test"))
+    classifier: Classifier | None = None
+    if pictures.classes:
+        path = beside / "classifier.safetensors"
+        if not path.exists():
+            classifier = train_classifier(train, steps=600)
+            save_classifier(path, classifier, {"test_accuracy": f"{accuracy(classifier, test):.4f}"})
+        classifier = read_classifier(path)
+    return jury(train, valid, test, classifier, "folder-classifier-64")
+
+
+def bench(run: Path, arguments: Mapping[str, Any]) -> tuple[Jury, DiT, dict[str, Any]]:
+    """What `hidistill evaluate` needs to know of a run of `distill`."""
+    del run
+    path = weights_of(Path(arguments["teacher"]))
+    net = read_teacher(path)
+    pictures = load(Path(arguments["images"]), int(net.config["image_size"]))
+    return folder_jury(pictures, path.parent), net, settings(arguments)
+
+
+RECIPES = (teacher, distill)

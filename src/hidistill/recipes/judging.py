@@ -1,0 +1,330 @@
+"""What the image recipes have in common after training: who is judged, by what, and what the report is given."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hidistill import weights
+from hidistill.codecs import Pixels
+from hidistill.discriminators.adaptive import Adaptive
+from hidistill.evaluate import Contestant, Evaluation, Given, balanced_labels, balanced_subset, draw, evaluate, seeds_of
+from hidistill.guidance import Guided
+from hidistill.metrics.agreement import ClassAgreement
+from hidistill.metrics.classifier import Classifier, ClassifierFeatures
+from hidistill.metrics.diversity import IntraClassDiversity
+from hidistill.metrics.efficientnet import EfficientNetLite0
+from hidistill.metrics.endpoint import EndDistance
+from hidistill.metrics.frechet import FrechetDistance
+from hidistill.metrics.neighbors import Neighbors
+from hidistill.metrics.sharpness import HighFrequencyRatio
+from hidistill.path import interpolate
+from hidistill.report import page
+from hidistill.report.pictures import save_attention, save_grids
+from hidistill.sampling import euler, grid, jump
+from hidistill.teachers.dit import DiT, FlowMapDiT
+from hidistill.train.loop import autocast
+from hidistill.types import Cond, FeatureSpace, Gallery, Metric, Points, Split
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_STEPS = 50
+"""Steps of the teacher whose images are everybody's ends."""
+
+
+@dataclass(frozen=True)
+class Jury:
+    """Who judges, and against which real images.
+
+    Args:
+        test: held-out real images on which nothing is chosen.
+        train: training images; as many as the contestants draw are the floor of every metric.
+        valid: images for the short evaluations along the way and for choosing settings.
+        classifier: names the classes; None if the images have none.
+        spaces: where pictures are compared, and what each space is, in words.
+    """
+
+    test: Split
+    train: Split
+    valid: Split
+    classifier: Classifier | None
+    spaces: Mapping[FeatureSpace, str]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image: channels, height, width."""
+        return tuple(self.test.images.shape[1:])
+
+    def metrics(self) -> list[Metric]:
+        """Every judge of a full evaluation."""
+        judges: list[Metric] = []
+        for space in self.spaces:
+            judges += [FrechetDistance(space), Neighbors(space)]
+        if self.classifier is not None:
+            judges.append(ClassAgreement(self.classifier))
+        return [*judges, IntraClassDiversity(), HighFrequencyRatio(), EndDistance()]
+
+    def quick_metrics(self) -> list[Metric]:
+        """The judges of a short evaluation."""
+        judges: list[Metric] = [HighFrequencyRatio()]
+        judges += [FrechetDistance(space) for space in list(self.spaces)[:1]]
+        return judges + ([ClassAgreement(self.classifier)] if self.classifier is not None else [])
+
+
+def jury(train: Split, valid: Split, test: Split, classifier: Classifier | None, name: str) -> Jury:
+    """The usual jury: the classifier's features, and those of EfficientNet-Lite0 if its weights are installed."""
+    spaces: dict[FeatureSpace, str] = {}
+    if classifier is not None:
+        space = ClassifierFeatures(classifier, name=name)
+        spaces[space] = "64 features of a small classifier that was trained on real images of this set"
+    try:
+        spaces[EfficientNetLite0()] = "1280 pooled features of EfficientNet-Lite0, trained on ImageNet, at 64 pixels"
+    except FileNotFoundError:
+        if not spaces:
+            raise
+    return Jury(test, train, valid, classifier, spaces)
+
+
+def of_student(noise: Points, cond: Cond, *, student: FlowMapDiT, times: Sequence[float], precision: str) -> Points:
+    """Samples of a student along the given times."""
+    with autocast(precision, noise.device.type):
+        return jump(student, noise, cond=cond, times=times).float()
+
+
+def of_teacher(noise: Points, cond: Cond, *, teacher: DiT, scale: float, steps: int, precision: str) -> Points:
+    """Samples of the guided teacher by Euler's method."""
+    with autocast(precision, noise.device.type):
+        return euler(Guided(teacher, scale=scale), noise, cond=cond, steps=steps).float()
+
+
+def teacher_row(teacher: DiT, *, scale: float, steps: int, precision: str) -> Contestant:
+    """The guided teacher as a contestant."""
+    plural = "step" if steps == 1 else "steps"
+    sample = partial(of_teacher, teacher=teacher, scale=scale, steps=steps, precision=precision)
+    nfe = steps if scale == 1.0 else 2 * steps
+    return Contestant(f"teacher, scale {scale:g}, {steps} {plural}", sample, nfe, steps, "teacher", scale)
+
+
+def student_row(name: str, student: FlowMapDiT, *, steps: int, precision: str) -> Contestant:
+    """A student as a contestant."""
+    plural = "step" if steps == 1 else "steps"
+    sample = partial(of_student, student=student, times=grid(steps), precision=precision)
+    return Contestant(f"{name}, {steps} {plural}", sample, steps, steps)
+
+
+def contestants(
+    teacher: DiT,
+    students: Mapping[str, FlowMapDiT],
+    *,
+    scale: float,
+    scales: Sequence[float],
+    teacher_steps: Sequence[int],
+    student_steps: Sequence[int],
+    precision: str,
+) -> list[Contestant]:
+    """Students at each of their step counts; the teacher at each of its own at `scale`, and in 50 at each scale."""
+    rows = [
+        student_row(name, student, steps=steps, precision=precision)
+        for name, student in students.items()
+        for steps in student_steps
+    ]
+    pairs = {(scale, REFERENCE_STEPS): None} | {(scale, steps): None for steps in teacher_steps}
+    pairs |= {(other, REFERENCE_STEPS): None for other in scales}
+    return rows + [teacher_row(teacher, scale=s, steps=steps, precision=precision) for s, steps in pairs]
+
+
+def short_evaluation(judges: Jury, student: FlowMapDiT, *, n: int, seed: int, precision: str) -> dict[str, float]:
+    """One-step quality on the validation images, quickly; for curves, not for tables."""
+    real = Gallery.of(balanced_subset(judges.valid, n))
+    row = student_row("student", student, steps=1, precision=precision)
+    evaluation = evaluate(
+        [row], n=n, seed=seed, real=real, codec=Pixels(), shape=judges.shape, metrics=judges.quick_metrics()
+    )
+    return dict(evaluation.rows[0].metrics)
+
+
+def conclude(
+    folder: Path,
+    judges: Jury,
+    teacher: DiT,
+    *,
+    scale: float,
+    samples: int,
+    seed: int,
+    scales: Sequence[float],
+    teacher_steps: Sequence[int],
+    student_steps: Sequence[int],
+    precision: str,
+    discriminator: Adaptive | None = None,
+) -> None:
+    """Evaluate a finished run, draw its pictures and write its page. Interrupted, it goes on after the last row."""
+    students = read_students(folder)
+    rows: list[Contestant | Given] = [
+        *contestants(
+            teacher, students, scale=scale, scales=scales,
+            teacher_steps=teacher_steps, student_steps=student_steps, precision=precision,
+        ),
+        Given("real training images", Gallery.of(balanced_subset(judges.train, samples))),
+    ]  # fmt: skip
+    partial_path, path = folder / "evaluation.partial.json", folder / "evaluation.json"
+    reference = teacher_row(teacher, scale=scale, steps=REFERENCE_STEPS, precision=precision).name
+
+    def keep(so_far: Evaluation) -> None:
+        so_far.save(partial_path)
+        logger.info("evaluated %d of %d rows", len(so_far.rows), len(rows))
+
+    evaluation = evaluate(
+        rows,
+        n=samples,
+        seed=seed,
+        real=Gallery.of(balanced_subset(judges.test, samples)),
+        codec=Pixels(),
+        shape=judges.shape,
+        metrics=judges.metrics(),
+        reference=reference,
+        features={space.name: words for space, words in judges.spaces.items()},
+        done=resumable(partial_path, samples=samples, seed=seed),
+        on_row=keep,
+    )
+    evaluation.save(path)
+    partial_path.unlink(missing_ok=True)
+    draw_pictures(folder, judges, teacher, students, scale=scale, seed=seed, precision=precision)
+    if discriminator is not None:
+        shown = balanced_subset(judges.test, 10)
+        maps = attention_maps(judges.test, teacher, discriminator, n=10)
+        save_attention(folder / "samples" / "attention.npz", images=shown.images.float() / 255, weights=maps)
+    page.write(folder)
+
+
+def resumable(path: Path, *, samples: int, seed: int) -> Evaluation | None:
+    """The rows of an interrupted evaluation with the same settings, if there is one."""
+    if not path.exists():
+        return None
+    done = Evaluation.load(path)
+    return done if (done.n, done.seed) == (samples, seed) else None
+
+
+def read_students(folder: Path) -> dict[str, FlowMapDiT]:
+    """The flow maps that a run's stages left in its folder."""
+    found = {name: folder / "models" / f"{name}.safetensors" for name in ("student", "sketch")}
+    students = {name: read_student(path) for name, path in found.items() if path.exists()}
+    if not students:
+        raise ValueError(f"{folder} holds no student; expected {found['student']}: finish the run first")
+    return students
+
+
+def read_student(path: Path) -> FlowMapDiT:
+    """A DiT flow map from its file."""
+    stored = expect(path, "dit-flow-map")
+    student = FlowMapDiT(DiT.from_config(dict(stored.config)))
+    weights.load_into(student, stored.tensors, source=str(path))
+    return student.eval().requires_grad_(False)
+
+
+def read_teacher(path: Path) -> DiT:
+    """A DiT teacher from its file."""
+    stored = expect(path, "dit")
+    teacher = DiT.from_config(dict(stored.config))
+    weights.load_into(teacher, stored.tensors, source=str(path))
+    return teacher.eval().requires_grad_(False)
+
+
+def expect(path: Path, family: str) -> weights.Weights:
+    """A weights file of a family."""
+    stored = weights.read(path)
+    if stored.family != family:
+        raise ValueError(f"{path} holds a model of family {stored.family!r}; a {family!r} is needed here")
+    return stored
+
+
+def draw_pictures(
+    folder: Path,
+    judges: Jury,
+    teacher: DiT,
+    students: Mapping[str, FlowMapDiT],
+    *,
+    scale: float,
+    seed: int,
+    precision: str,
+    per_class: int = 6,
+) -> None:
+    """Samples of everybody from the same noise and classes, for the report's first picture."""
+    classes = max(1, len(judges.test.classes))
+    n = per_class * classes if classes > 1 else 20
+    labels, seeds = balanced_labels(n, classes), seeds_of(n, seed)
+    rows = {name: student_row(name, student, steps=1, precision=precision) for name, student in students.items()}
+    rows["teacher"] = teacher_row(teacher, scale=scale, steps=REFERENCE_STEPS, precision=precision)
+    kinds = {
+        name: draw(row.sample, seeds=seeds, cond=labels, shape=judges.shape, codec=Pixels()).images
+        for name, row in rows.items()
+    }
+    real = balanced_subset(judges.test, n)
+    order = torch.cat([torch.nonzero(real.labels == label).flatten() for label in range(classes)])
+    by_class = real.images[order].reshape(classes, n // classes, *judges.shape).transpose(0, 1).flatten(0, 1)
+    kinds["real"] = by_class.float() / 255
+    save_grids(folder / "samples" / "grids.npz", kinds=kinds, labels=labels, classes=judges.test.classes)
+
+
+@torch.no_grad()
+def attention_maps(split: Split, teacher: DiT, discriminator: Adaptive, *, n: int, t: float = 0.3) -> Tensor:
+    """Where the discriminator looks on real images at one noise level: (taps, n, queries, grid, grid)."""
+    part = balanced_subset(split, n)
+    x_0 = Pixels().encode(part.images.float() / 255)
+    times = torch.full((len(x_0),), t)
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    features = teacher.features(interpolate(x_0, noise, times), t=times, cond=part.labels)
+    return torch.stack(discriminator.attention(features)).unflatten(-1, (teacher.grid, teacher.grid))
+
+
+def judge(
+    run: Path,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    scales: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0),
+    teacher_steps: tuple[int, ...] = (4, 16),
+    student_steps: tuple[int, ...] = (1, 2, 4),
+) -> None:
+    """Evaluate a finished run again and write its report anew.
+
+    Args:
+        run: the run's folder.
+        samples: images per contestant.
+        seed: of the evaluation's noise.
+        scales: guidance scales at which the teacher draws in 50 steps, beside the run's own.
+        teacher_steps: step counts of the teacher at the run's own scale.
+        student_steps: step counts of the students.
+    """
+    from hidistill.recipes import digits, fashion, images
+
+    counts = (*teacher_steps, *student_steps)
+    if samples < 2 or any(count < 1 for count in counts) or any(scale < 0 for scale in scales):
+        raise ValueError(
+            f"samples={samples}, steps {counts}, scales {scales}: samples must be at least 2, steps at least 1, and "
+            "scales not negative"
+        )
+    path = run / "recipe.json"
+    if not path.exists():
+        raise ValueError(f"{run} is no run folder: it has no recipe.json; give the folder that `hidistill train` wrote")
+    recipe = json.loads(path.read_text())
+    benches = {"fashion.distill": fashion.bench, "images.distill": images.bench, "digits.smoke": digits.bench}
+    if recipe["recipe"] not in benches:
+        raise ValueError(f"{run} is a run of {recipe['recipe']}; runs of {', '.join(benches)} can be evaluated")
+    judges, teacher, settings = benches[recipe["recipe"]](run, recipe["arguments"])
+    conclude(
+        run, judges, teacher,
+        **settings | {
+            "samples": samples, "seed": seed, "scales": scales,
+            "teacher_steps": teacher_steps, "student_steps": student_steps,
+        },
+    )  # fmt: skip
+
+
+def subset(split: Split, count: int) -> Split:
+    """The first images of a split."""
+    return replace(split, images=split.images[:count], labels=split.labels[:count])

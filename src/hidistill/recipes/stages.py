@@ -1,0 +1,125 @@
+"""The two stages of Hierarchical Distillation, put together from their parts (arXiv 2511.08930)."""
+
+from torch import nn
+from torch.optim import Adam, AdamW
+
+from hidistill.objectives.adversarial import Fool, Hinge, TellApart
+from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples
+from hidistill.objectives.dmd import DMD
+from hidistill.objectives.flow_matching import FlowMatching
+from hidistill.objectives.meanflow import MeanFlow
+from hidistill.times import Uniform
+from hidistill.train.ema import Average
+from hidistill.train.stage import Stage, Update, WarmupDecay
+from hidistill.types import (
+    Derivative,
+    NoisedObjective,
+    RolloutObjective,
+    Student,
+    Teacher,
+    TimeLaw,
+    VelocityField,
+)
+
+
+def sketch(
+    student: Student,
+    field: VelocityField,
+    *,
+    steps: int,
+    derivative: Derivative,
+    lr: float = 5e-4,
+    times: TimeLaw = Uniform(),
+    instantaneous: float = 0.25,
+    warmup_steps: int = 0,
+    decay: float = 0.99,
+) -> Stage:
+    """Stage 1: the student learns the mean velocity along the guided teacher's trajectories.
+
+    Args:
+        student: a module that is a flow map.
+        field: the guided teacher.
+        steps: length of the stage.
+        derivative: forward mode or central differences.
+        lr: Adam's learning rate; falls to zero over the last two fifths.
+        times: distribution that t and r are drawn from. Uniform rather than the log-normal of MeanFlow from data: a
+            one-step student is asked at t = 1, r = 0, where that law hardly comes.
+        instantaneous: share of the rows with r = t.
+        warmup_steps: steps over which the derivative's term grows to its full size.
+        decay: of the student's average.
+    """
+    module = as_module(student)
+    objective = MeanFlow(field, student, derivative, times, instantaneous, warmup_steps=warmup_steps)
+    optimizer = Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
+    schedule = WarmupDecay(steps, min(20, steps // 10), (2 * steps) // 5)
+    updates = {"student": Update(objective, optimizer, schedule=schedule)}
+    return Stage("sketch", updates, steps, {"student": Average(module, decay)})
+
+
+def refine(
+    student: Student,
+    teacher: Teacher,
+    fake: VelocityField,
+    discriminator: nn.Module | None,
+    *,
+    steps: int,
+    every: int = 2,
+    lr: float = 1e-4,
+    lr_fake: float = 3e-4,
+    lr_discriminator: float = 5e-4,
+    feature_gradient: float = 0.05,
+    times: TimeLaw = Uniform(0.02, 0.98),
+    starts: tuple[float, ...] = (1.0,),
+    penalty: float = 0.0,
+    decay: float = 0.98,
+) -> Stage:
+    """Stage 2: the student's samples are moved to where data is likely, and made to look real.
+
+    Args:
+        student: a module that is a flow map.
+        teacher: the frozen, guided teacher: real score and features.
+        fake: the fake score, a trainable copy of the unguided teacher.
+        discriminator: a head on the teacher's features; None is distribution matching alone.
+        steps: length of the stage, in updates of the critics.
+        every: the student moves on each `every`-th step (arXiv 2405.14867, section 4.2: two time scales).
+        lr: of the student.
+        lr_fake: of the fake score.
+        lr_discriminator: of the discriminator.
+        feature_gradient: size of the adversarial gradient, in the unit of DMD's normalized one.
+        times: distribution of the noise level at which samples are judged.
+        starts: times from which the student's judged jumps start.
+        penalty: weight of the approximate R1.
+        decay: of the student's average.
+    """
+    module = as_module(student)
+    judges: dict[str, NoisedObjective] = {"dmd": DMD(fake)}
+    critics: dict[str, RolloutObjective] = {"fake": OnGenerated(FlowMatching(fake))}
+    groups = [{"params": list(as_module(fake).parameters()), "lr": lr_fake}]
+    if discriminator is not None:
+        judges["gan"] = Fool(discriminator, Hinge())
+        critics["gan"] = TellApart(teacher, discriminator, times, Hinge(), penalty)
+        groups.append({"params": list(discriminator.parameters()), "lr": lr_discriminator})
+    noised = OnNoised(teacher, times, judges, feature_gradient if discriminator is not None else 0.0)
+    updates = {
+        "critics": Update(
+            OnSamples(student, critics, differentiable=False, starts=starts), Adam(groups, betas=(0.0, 0.99))
+        ),
+        "student": Update(
+            OnSamples(student, {"judged": noised}, differentiable=True, starts=starts),
+            AdamW(module.parameters(), lr=lr, betas=(0.0, 0.99), weight_decay=0.0),
+            every=every,
+            schedule=WarmupDecay(steps, min(10, steps // 10), steps // 4),
+        ),
+    }
+    return Stage("refine", updates, steps, {"student": Average(module, decay)})
+
+
+def as_module(role: object) -> nn.Module:
+    """The module that plays a role.
+
+    Raises:
+        TypeError: if what plays it has no parameters to train.
+    """
+    if not isinstance(role, nn.Module):
+        raise TypeError(f"a {type(role).__name__} cannot be trained here; give a torch.nn.Module")
+    return role

@@ -1,0 +1,146 @@
+"""Sketch, hand over, refine, evaluate: the experiment that every image recipe runs on its own teacher and data."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hidistill.derivative import Central, Forward, self_test
+from hidistill.discriminators.adaptive import Adaptive, normalized_entropy
+from hidistill.discriminators.per_token import PerToken
+from hidistill.discriminators.pooled import Pooled
+from hidistill.guidance import Guided
+from hidistill.path import interpolate
+from hidistill.recipes.judging import Jury, attention_maps, conclude, short_evaluation
+from hidistill.recipes.stages import refine, sketch
+from hidistill.seeds import fold_in
+from hidistill.teachers.dit import DiT, FlowMapDiT
+from hidistill.train.experiment import Experiment, Product
+from hidistill.types import Batch, Derivative
+
+HEADS = {"adaptive": Adaptive, "pooled": Pooled, "per_token": PerToken}
+DERIVATIVES: dict[str, Derivative] = {"forward": Forward(), "central": Central()}
+TOLERATED = 0.03
+"""Relative difference of the two derivatives above which a run does not start: labels dropped at random within the
+network or times rounded to bfloat16 give 0.3 and more, rounding below 0.01."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The knobs that the image recipes share; each recipe's docstring says what they do."""
+
+    sketch_steps: int
+    refine_steps: int
+    batch_size: int
+    guidance: float
+    discriminator: Literal["adaptive", "pooled", "per_token", "none"]
+    derivative: Literal["forward", "central"]
+    evaluate_samples: int
+    seed: int
+    precision: str = "float32"
+    probe_samples: int = 200
+    scales: tuple[float, ...] = (1.0,)
+    teacher_steps: tuple[int, ...] = (4, 16)
+
+    def __post_init__(self) -> None:
+        """Refuse counts and a scale out of range."""
+        if min(self.sketch_steps, self.refine_steps) < 0 or self.sketch_steps + self.refine_steps < 1:
+            raise ValueError(
+                f"sketch_steps={self.sketch_steps}, refine_steps={self.refine_steps}: neither may be negative, and one "
+                "must be positive"
+            )
+        if self.batch_size < 1 or self.evaluate_samples < 10:
+            raise ValueError(
+                f"batch_size={self.batch_size}, evaluate_samples={self.evaluate_samples}: use at least 1 and 10"
+            )
+        if not 0.0 <= self.guidance <= 20.0:
+            raise ValueError(f"guidance={self.guidance}: the scale must be in [0, 20]; 1 is no guidance, 1.5 is usual")
+
+
+def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], judges: Jury) -> Experiment:
+    """Both stages on a DiT teacher, with short evaluations along the way and a full one at the end.
+
+    Raises:
+        RuntimeError: if the two derivative back ends disagree on this student.
+    """
+    teacher.eval().requires_grad_(False)
+    torch.manual_seed(fold_in(plan.seed, "student"))
+    student, guided = teacher.student(), Guided(teacher, scale=plan.guidance)
+    fake = deepcopy(teacher)
+    head = None if plan.discriminator == "none" else HEADS[plan.discriminator](teacher.feature_channels)
+    check_derivative(student, guided, batch_at(0))
+    stages, modules, products = [], {"student": student}, {}
+    if plan.sketch_steps:
+        derivative = DERIVATIVES[plan.derivative]
+        stages.append(sketch(student, guided, steps=plan.sketch_steps, derivative=derivative))
+        products["sketch"] = Product("student", "sketch.safetensors", "dit-flow-map", student.config)
+    if plan.refine_steps:
+        stages.append(refine(student, guided, fake, head, steps=plan.refine_steps))
+        modules |= {"fake": fake} | ({"discriminator": head} if head is not None else {})
+        products["refine"] = Product("student", "student.safetensors", "dit-flow-map", student.config)
+    averages = {stage.name: stage.averages["student"].module for stage in stages}
+
+    def probe(stage: str) -> Mapping[str, float]:
+        follower = averages[stage]
+        assert isinstance(follower, FlowMapDiT)
+        numbers = short_evaluation(judges, follower, n=plan.probe_samples, seed=plan.seed + 1, precision=plan.precision)
+        if stage == "refine" and isinstance(head, Adaptive):
+            maps = attention_maps(judges.valid, teacher, head, n=50)
+            numbers["entropy"] = normalized_entropy(maps.flatten(-2)).mean().item()
+        return numbers
+
+    return Experiment(
+        stages=stages,
+        modules=modules,
+        batch_at=batch_at,
+        seed=plan.seed,
+        precision=plan.precision,
+        products=products,
+        probe=probe,
+        probe_every=max(20, (plan.sketch_steps + plan.refine_steps) // 12),
+        finish=partial(finish, judges, teacher, plan, head),
+    )
+
+
+def check_derivative(student: FlowMapDiT, guided: Guided, batch: Batch) -> None:
+    """Refuse to start where forward mode and central differences disagree on one tiny batch."""
+    x, labels = batch.x[:4], batch.cond[:4]  # type: ignore[index]
+    probe = deepcopy(student)
+    for parameter in probe.parameters():  # a student at its start does not depend on r: let it
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    t, r = torch.linspace(0.31, 0.93, len(x)), torch.linspace(0.05, 0.4, len(x))
+    x_t = interpolate(x, torch.randn_like(x), t)
+    direction = guided.velocity(x_t, t=t, cond=labels)
+    difference = self_test(probe, x_t, t=t, r=r, cond=labels, direction=direction)
+    if difference > TOLERATED:
+        raise RuntimeError(
+            f"forward mode and central differences differ by {difference:.1%} on this student (at most {TOLERATED:.0%} "
+            "is rounding); look for randomness in its forward pass, or times that are rounded to bfloat16"
+        )
+
+
+def finish(judges: Jury, teacher: DiT, plan: Plan, head: nn.Module | None, folder: Path) -> None:
+    """The full evaluation, the pictures and the page of a finished run."""
+    conclude(
+        folder,
+        judges,
+        teacher,
+        scale=plan.guidance,
+        samples=plan.evaluate_samples,
+        seed=plan.seed,
+        scales=plan.scales,
+        teacher_steps=plan.teacher_steps,
+        student_steps=(1, 2, 4),
+        precision="bfloat16",
+        discriminator=head if isinstance(head, Adaptive) else None,
+    )
+
+
+def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What `conclude` needs of a recipe's arguments."""
+    return {"scale": float(arguments["guidance"]), "precision": "bfloat16"}

@@ -1,0 +1,1 @@
+"""Pictures, plots and one self-contained page out of a run folder."""

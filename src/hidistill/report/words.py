@@ -1,0 +1,174 @@
+"""The report's text: headline, table, command."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from hidistill.report.scores import (
+    ABSENT,
+    ARROWS,
+    Row,
+    best_teacher,
+    columns,
+    finite,
+    floor_row,
+    full_teacher,
+    generated,
+    meaning,
+    milliseconds,
+    of_role,
+    one_step,
+    quantity,
+    role,
+    show,
+    space,
+    value,
+    winners,
+)
+
+
+def headline(evaluation: Mapping[str, Any]) -> str:
+    """A few sentences with the measured numbers, as HTML: quality and speed against the teacher."""
+    rows = generated(evaluation)
+    student, teacher = one_step(rows, "student"), full_teacher(rows)
+    distances = [metric for metric in columns(rows) if quantity(metric) == "fd"]
+    if student is None and teacher is None:
+        return "This run has no evaluation of a teacher or of a student yet."
+    if student is None or teacher is None:
+        only = student or teacher or {}
+        numbers = [f"{show(m, value(only, m))} ({escape(space(m))})" for m in distances if value(only, m) is not None]
+        reached = f" has a Fréchet distance of {' and '.join(numbers)}" if numbers else " was evaluated"
+        absent = "teacher" if teacher is None else "one-step student"
+        return f"The {role(only)} in {counted(only)}{reached}; the evaluation has no {absent} to compare with."
+    shared = [m for m in distances if value(student, m) is not None and value(teacher, m) is not None]
+    parts = [compared(rows, student, teacher, metric) for metric in shared] or [
+        "No Fréchet distance of both was measured."
+    ]
+    return speed(student, teacher) + "".join(f" <span>{part}</span>" for part in parts)
+
+
+def compared(rows: Sequence[Row], student: Row, teacher: Row, metric: str) -> str:
+    """The student's distance beside the teacher's at its full steps, and beside the teacher's best."""
+    scale, best = finite(teacher.get("scale")), best_teacher(rows, metric)
+    text = f"Fréchet distance ({escape(space(metric))}): student <b>{show(metric, value(student, metric))}</b>, "
+    text += f"teacher <b>{show(metric, value(teacher, metric))}</b>"
+    text += f" at guidance scale {scale:g}" if scale is not None else ""
+    if best is None or best is teacher:
+        return f"{text}, its best."
+    where = finite(best.get("scale"))
+    at = f"scale {where:g}" if where is not None and where != scale else counted(best)
+    return f"{text}, {show(metric, value(best, metric))} at its best ({at})."
+
+
+def speed(student: Row, teacher: Row) -> str:
+    """How much faster an image is made."""
+    seconds = finite(student.get("seconds_per_image")), finite(teacher.get("seconds_per_image"))
+    long = counted(teacher)
+    if not seconds[0] or not seconds[1]:
+        return f"<b>One step</b> instead of {long}; the time per image was not measured."
+    pair = f"{milliseconds(seconds[0])} ms instead of {milliseconds(seconds[1])} ms an image"
+    ratio = seconds[1] / seconds[0]
+    gain = f", <b>{ratio:.0f} times faster</b>" if ratio >= 2 else ""
+    return f"<b>One step</b> instead of {long}: {pair}{gain}."
+
+
+def counted(row: Row) -> str:
+    """A row's steps in words."""
+    steps = row.get("steps")
+    return "one step" if steps == 1 else f"{steps} steps"
+
+
+def table(evaluation: Mapping[str, Any]) -> str:
+    """All rows and all metrics, the best of every column in bold."""
+    rows = sorted(generated(evaluation), key=lambda row: place(role(row)))
+    floor = floor_row(evaluation)
+    metrics = [metric for metric in columns([*rows, *([floor] if floor else [])]) if metric != "agreement_real"]
+    best = {metric: winners(rows, metric) for metric in metrics}
+    head = "".join(f"<th scope='col'>{cell}</th>" for cell in ["", "guidance", "evaluations", "ms / image"])
+    for metric in metrics:
+        small = f"<small>{escape(space(metric))}</small>" if space(metric) else ""
+        arrow = ARROWS[meaning(metric).good].replace(" ", "&nbsp;")
+        head += f"<th scope='col'>{escape(meaning(metric).label)}{'&nbsp;' if arrow else ''}{arrow}{small}</th>"
+    lines, before = [], None
+    for i, row in enumerate(rows):
+        cells = [show_plain(row.get("scale")), show_plain(row.get("nfe")), milliseconds(row.get("seconds_per_image"))]
+        for metric in metrics:
+            text = show(metric, value(row, metric))
+            cells.append(f"<b>{text}</b>" if i in best[metric] else text)
+        lines.append(line(row, cells, first=role(row) != before))
+        before = role(row)
+    if floor:
+        cells = [ABSENT] * 3 + [show(metric, value(floor, metric)) for metric in metrics]
+        lines.append(line(floor, cells, first=True))
+    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    foot = caption(evaluation, rows, metrics)
+    return f'<figure><div class="scroll">{whole}</div><figcaption>{foot}</figcaption></figure>'
+
+
+def line(row: Row, cells: Sequence[str], *, first: bool) -> str:
+    """One row of the table; `first` of its role is set off from the one above."""
+    kind = role(row) if role(row) in ("teacher", "sketch", "student", "real") else "other"
+    data = "".join(f"<td>{cell}</td>" for cell in cells)
+    names = f"{kind} first" if first else kind
+    return f"<tr class='{names}'><th scope='row'>{escape(str(row.get('name', '?')))}</th>{data}</tr>"
+
+
+def place(kind: str) -> int:
+    """Where a role stands in the table."""
+    order = ["student", "sketch", "teacher"]
+    return order.index(kind) if kind in order else 1
+
+
+def caption(evaluation: Mapping[str, Any], rows: Sequence[Row], metrics: Sequence[str]) -> str:
+    """What the table's numbers depend on."""
+    real = evaluation.get("real") or {}
+    against = f", judged against {real['n']:,} held-out real images" if finite(real.get("n")) is not None else ""
+    n = evaluation.get("n")
+    count = f"{n:,}" if isinstance(n, int) else "an unknown number of"
+    seed = escape(str(evaluation.get("seed", "?")))
+    text = f"Every row: {count} images from the same noise and classes, seed {seed}{against}. "
+    spaces = dict.fromkeys(space(metric) for metric in metrics if quantity(metric) == "fd")
+    about = evaluation.get("features") or {}
+    named = [escape(f"{name} ({about[name]})" if name in about else name) for name in spaces]
+    if named:
+        text += f"Fréchet distances in the features of {' and of '.join(named)}: they are not FID and compare with no "
+        text += "published FID. "
+    judged = next((number for row in rows if (number := value(row, "agreement_real")) is not None), None)
+    if judged is not None:
+        text += f"The classifier agrees with {show('agreement_real', judged)} of the held-out real images. "
+    text += "Bold: best of its column among generated images; “→ 1” is best near 1."
+    if any(quantity(metric) == "end_distance" for metric in metrics) and of_role(rows, "teacher"):
+        text += " The teacher's own end has distance 0 by definition."
+    return text
+
+
+def show_plain(number: object) -> str:
+    """A number that is no metric."""
+    plain = finite(number)
+    return ABSENT if plain is None else f"{plain:g}"
+
+
+def command(recipe: Mapping[str, Any]) -> str:
+    """The command line that starts this recipe with these arguments."""
+    words = ["hidistill", "train", str(recipe.get("recipe", "RECIPE"))]
+    for name, given in recipe.get("arguments", {}).items():
+        flag = name.replace("_", "-")
+        if isinstance(given, bool):
+            words.append(f"--{flag}" if given else f"--no-{flag}")
+        elif isinstance(given, list) and given:
+            words += [f"--{flag}", *map(str, given)]
+        elif given is not None and not isinstance(given, list | dict):
+            words += [f"--{flag}", str(given)]
+    return shlex.join(words)
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and texts of a nested mapping, names joined by dots."""
+    for name, part in content.items():
+        if isinstance(part, Mapping):
+            yield from flat(part, f"{prefix}{name}.")
+        elif isinstance(part, list):
+            yield f"{prefix}{name}", ", ".join(map(str, part)) or "none"
+        else:
+            yield f"{prefix}{name}", ABSENT if part is None else str(part)

@@ -1,0 +1,1 @@
+"""Teachers: one file per family of velocity fields, each with the student it gives."""

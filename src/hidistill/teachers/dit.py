@@ -1,0 +1,282 @@
+"""DiT: a transformer over image patches, conditioned by adaptive layer norm (arXiv 2212.09748), as a velocity field.
+
+Class labels are the condition; label `classes` is the null class. Times enter unscaled, in [0, 1], through frequencies
+of at most 32 rad: an embedding of 1000 t multiplies the derivative along t by a thousand.
+
+The network F is preconditioned as in arXiv 2206.00364 (section 5), carried over to the velocity on the linear path.
+With s^2 the mean square of the data and `var = (1 - t)^2 s^2 + t^2`,
+
+    velocity = c_skip x_t + c_out F(c_in x_t),  c_in = var^-1/2,  c_skip = (t - (1 - t) s^2) / var,  c_out = s var^-1/2:
+
+the best linear guess of the velocity, and a rest of unit size. At t = 1 this is x_t + s F, so that a sample in one
+step, `x_1 - u = -s F`, has none of the noise that F would otherwise have to carry through and cancel.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hidistill.path import per_row
+from hidistill.types import Cond, Labels, Points, Probe, Times, Tokens
+
+
+class Size(NamedTuple):
+    """Width, depth and heads of a DiT."""
+
+    dim: int
+    depth: int
+    heads: int
+
+
+SIZES = {
+    "mini": Size(96, 4, 3),
+    "tiny": Size(128, 6, 4),
+    "compact": Size(192, 8, 6),
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+    "XL": Size(1152, 28, 16),
+}
+"""S to XL are the sizes of arXiv 2212.09748, table 1; the smaller ones are ours, for CPUs (0.7 M, 1.9 M, 5.6 M)."""
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of a time in [0, 1], then a two-layer perceptron."""
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, sinusoids: int = 64, highest: float = 32.0) -> None:
+        super().__init__()
+        ramp = torch.arange(sinusoids // 2) / (sinusoids // 2 - 1)
+        self.register_buffer("frequencies", highest**ramp, persistent=False)
+        self.layers = nn.Sequential(nn.Linear(sinusoids, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Times) -> Tensor:
+        """(b,) -> (b, dim)."""
+        angles = t[:, None] * self.frequencies.to(t.dtype)
+        return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
+
+
+def modulate(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
+    """`LN(x) (1 + scale) + shift`, one shift and scale per sample."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+
+
+class Block(nn.Module):
+    """Self-attention and perceptron, each modulated and gated by the condition; the identity at start (adaLN-zero)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = nn.Linear(dim, 6 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tokens, c: Tensor) -> Tokens:
+        """Tokens (b, n, dim) under a condition (b, dim)."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(F.silu(c)).chunk(6, 1)
+        x = x + gate_a[:, None] * self.attend(modulate(x, shift_a, scale_a))
+        return x + gate_m[:, None] * self.mlp(modulate(x, shift_m, scale_m))
+
+    def attend(self, x: Tokens) -> Tokens:
+        """Multi-head self-attention."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class DiT(nn.Module):
+    """The network: class-conditional velocity of square images, with features after any blocks.
+
+    Args:
+        image_size: height and width in pixels (or latents).
+        channels: channels of the image.
+        patch: side of a patch; must divide `image_size`.
+        classes: number of classes; 0 means that there is only the null class.
+        size: a name in `SIZES` or a `Size`.
+        taps: indices of the blocks whose outputs are the features; None taps three, spread over the depth.
+        data_std: root mean square of the data, for the preconditioning.
+
+    Raises:
+        ValueError: if the patch does not divide the image, the size is unknown, or a tap is not a block.
+    """
+
+    position: Tensor
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        channels: int,
+        classes: int,
+        patch: int = 4,
+        size: str | Size = "tiny",
+        taps: Sequence[int] | None = None,
+        data_std: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if image_size % patch:
+            fits = [p for p in range(1, image_size + 1) if image_size % p == 0]
+            raise ValueError(f"patch {patch} does not divide images of {image_size} pixels; use one of {fits}")
+        if isinstance(size, str) and size not in SIZES:
+            raise ValueError(f"unknown size {size!r}; known are {', '.join(SIZES)}, or give a Size(dim, depth, heads)")
+        dim, depth, heads = SIZES[size] if isinstance(size, str) else size
+        if dim % heads or dim % 4:
+            raise ValueError(f"dim {dim} must be a multiple of 4 and of the {heads} heads")
+        self.taps = tuple(taps) if taps is not None else tuple(sorted({depth // 4, depth // 2, (3 * depth) // 4}))
+        if not all(0 <= tap < depth for tap in self.taps):
+            raise ValueError(f"taps {self.taps} name blocks that do not exist; blocks are 0 to {depth - 1}")
+        self.config: dict[str, Any] = {
+            "image_size": image_size,
+            "channels": channels,
+            "classes": classes,
+            "patch": patch,
+        }
+        self.config |= {"size": [dim, depth, heads], "taps": list(self.taps), "data_std": data_std}
+        if data_std <= 0:
+            raise ValueError(f"data_std={data_std}: the root mean square of the data must be positive, 0.5 is usual")
+        self.data_std = data_std
+        self.dim, self.patch, self.grid, self.channels, self.classes = (
+            dim,
+            patch,
+            image_size // patch,
+            channels,
+            classes,
+        )
+        self.patchify = nn.Linear(channels * patch**2, dim)
+        self.register_buffer("position", position_embedding(self.grid, dim), persistent=False)
+        self.time = TimeEmbedding(dim)
+        self.label = nn.Embedding(classes + 1, dim)
+        self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
+        self.last_modulation = nn.Linear(dim, 2 * dim)
+        self.unpatchify = nn.Linear(dim, channels * patch**2)
+        self.reset()
+
+    def reset(self) -> None:
+        """Initialize: Xavier for weights, zero for biases, modulations and the last layer (arXiv 2212.09748, 3.2)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.label.weight, std=0.02)
+        for layer in (self.time.layers[0], self.time.layers[2]):
+            nn.init.normal_(layer.weight, std=0.02)  # type: ignore[arg-type]
+        for layer in [block.modulation for block in self.blocks] + [self.last_modulation, self.unpatchify]:
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+
+    def embed(self, t: Times, cond: Cond) -> Tensor:
+        """The conditioning vector (b, dim) of a time and a label."""
+        return self.time(t) + self.label(labels_of(cond))
+
+    def trunk(self, x_t: Points, t: Times, c: Tensor, last: int | None = None) -> tuple[Tokens, list[Tokens]]:
+        """Tokens after block `last` (all blocks if None), and the features of the taps on the way."""
+        b, p, g = len(x_t), self.patch, self.grid
+        if x_t.shape[1:] != (self.channels, g * p, g * p):
+            raise ValueError(
+                f"images of shape {tuple(x_t.shape[1:])} came; this DiT takes {(self.channels, g * p, g * p)}"
+            )
+        scaled = x_t * self.variance(x_t, t).rsqrt()
+        patches = scaled.reshape(b, self.channels, g, p, g, p).permute(0, 2, 4, 1, 3, 5).reshape(b, g * g, -1)
+        x, features = self.patchify(patches) + self.position.to(x_t.dtype), []
+        for index, block in enumerate(self.blocks):
+            x = block(x, c)
+            if index in self.taps:
+                features.append(x)
+            if index == last:
+                break
+        return x, features
+
+    def variance(self, x_t: Points, t: Times) -> Tensor:
+        """Mean square of x_t at time t, shaped to broadcast over its rows."""
+        t = per_row(t, x_t)
+        return ((1 - t) * self.data_std).square() + t.square()
+
+    def head(self, x: Tokens, x_t: Points, t: Times, c: Tensor) -> Points:
+        """Velocity (b, channels, size, size), of the dtype of x_t, from the last tokens."""
+        b, p, g = len(x), self.patch, self.grid
+        shift, scale = self.last_modulation(F.silu(c)).chunk(2, 1)
+        y = self.unpatchify(modulate(x, shift, scale))
+        y = y.reshape(b, g, g, self.channels, p, p).permute(0, 3, 1, 4, 2, 5).reshape(b, self.channels, g * p, g * p)
+        variance, t = self.variance(x_t, t), per_row(t, x_t)
+        skip = (t - (1 - t) * self.data_std**2) / variance
+        return (skip * x_t + self.data_std * variance.rsqrt() * y).to(x_t.dtype)
+
+    @property
+    def feature_channels(self) -> Sequence[int]:
+        """Channels of each tapped block."""
+        return (self.dim,) * len(self.taps)
+
+    def velocity(self, x_t: Points, *, t: Times, cond: Cond) -> Points:
+        """See `VelocityField.velocity`."""
+        return self.probe(x_t, t=t, cond=cond).velocity
+
+    def features(self, x_t: Points, *, t: Times, cond: Cond) -> Sequence[Tokens]:
+        """See `Teacher.features`; stops after the last tapped block."""
+        return self.trunk(x_t, t, self.embed(t, cond), last=max(self.taps))[1]
+
+    def probe(self, x_t: Points, *, t: Times, cond: Cond) -> Probe:
+        """See `Teacher.probe`."""
+        c = self.embed(t, cond)
+        x, features = self.trunk(x_t, t, c)
+        return Probe(self.head(x, x_t, t, c), features)
+
+    def null(self, cond: Cond) -> Cond:
+        """The null class, `classes`, for every sample."""
+        return torch.full_like(labels_of(cond), self.classes)
+
+    def student(self) -> "FlowMapDiT":
+        """A flow map that starts as this teacher: `u(x_t, r, t) = velocity(x_t, t)` for every r."""
+        return FlowMapDiT(deepcopy(self))
+
+    @classmethod
+    def from_config(cls, config: dict) -> "DiT":
+        """The network that `config` (as kept in `.config`) describes, freshly initialized."""
+        return cls(**{**config, "size": Size(*config["size"])})
+
+
+class FlowMapDiT(nn.Module):
+    """A DiT as a flow map: the length of the interval, t - r, is embedded and added to the condition.
+
+    The last layer of that embedding is zero at start, so that the student begins as its teacher.
+    """
+
+    def __init__(self, net: DiT) -> None:
+        super().__init__()
+        self.net = net
+        self.interval = TimeEmbedding(net.dim).to(net.patchify.weight)
+        last = self.interval.layers[2]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    @property
+    def config(self) -> dict:
+        """The configuration of the network inside."""
+        return self.net.config
+
+    def mean_velocity(self, x_t: Points, *, t: Times, r: Times, cond: Cond) -> Points:
+        """See `Student.mean_velocity`."""
+        c = self.net.embed(t, cond) + self.interval(t - r)
+        x, _ = self.net.trunk(x_t, t, c)
+        return self.net.head(x, x_t, t, c)
+
+
+def labels_of(cond: Cond) -> Labels:
+    """The labels in a condition of this family, which is a plain tensor of class indices."""
+    if not isinstance(cond, Tensor):
+        raise TypeError(f"a DiT is conditioned by a tensor of labels; a {type(cond).__name__} came")
+    return cond
+
+
+def position_embedding(grid: int, dim: int) -> Tensor:
+    """Fixed sinusoids of row and column, (grid^2, dim), as in arXiv 2212.09748."""
+    omega = 10_000 ** -(torch.arange(dim // 4) / (dim // 4))
+    angles = torch.arange(grid)[:, None] * omega
+    axis = torch.cat([angles.sin(), angles.cos()], 1)
+    rows, columns = axis[:, None].expand(grid, grid, -1), axis[None].expand(grid, grid, -1)
+    return torch.cat([rows, columns], 2).reshape(grid * grid, dim)

@@ -1,0 +1,131 @@
+"""The run folder: its lock, what it says about the run's recipe and about the machine."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from hidistill import __version__
+from hidistill.weights import synchronize
+
+FINISHED = "finished"
+DECIDES_BITS = ("torch", "machine", "threads", "device")
+"""Lines of the environment on which the last bits of a result depend."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder; the system lets go of the lock when the process ends, however it ends.
+
+    Raises:
+        ValueError: if another run is in the folder.
+    """
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{folder} is in use by another run (process {file.read().strip() or 'unknown'}); one folder holds one "
+                "run: wait for it, stop it, or use another --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    synchronize(partial)
+    partial.replace(path)
+
+
+def agree(folder: Path, *, recipe: str, arguments: Mapping[str, object], extendable: tuple[str, ...]) -> None:
+    """Write `recipe.json`, or make sure that the folder's run is of this recipe and these arguments.
+
+    Raises:
+        ValueError: if it is another run's folder; names each argument that differs.
+    """
+    path = folder / "recipe.json"
+    plain = json.loads(json.dumps(dict(arguments), default=str))
+    if not path.exists():
+        strangers = [name for name in ("checkpoints", "metrics.jsonl") if (folder / name).exists()]
+        if strangers:
+            raise ValueError(f"{folder} has {' and '.join(strangers)} but no recipe.json; use an empty folder as --out")
+        write_json(path, {"recipe": recipe, "arguments": plain, "version": __version__})
+        return
+    there = json.loads(path.read_text())
+    if there["recipe"] != recipe:
+        raise ValueError(f"{folder} holds a run of {there['recipe']}, this is {recipe}; use another --out")
+    absent = "(absent)"
+    names = sorted(there["arguments"].keys() | plain.keys())
+    differing = [name for name in names if there["arguments"].get(name, absent) != plain.get(name, absent)]
+    refused = [name for name in differing if name not in extendable]
+    if refused:
+        listed = "; ".join(
+            f"{name} is {there['arguments'].get(name, absent)!r} there and {plain.get(name, absent)!r} here"
+            for name in refused
+        )
+        raise ValueError(
+            f"{folder} holds a run of {recipe} with others: {listed}. Use another --out or the same arguments; "
+            f"those that may change are {list(extendable)}"
+        )
+    if differing:
+        (folder / FINISHED).unlink(missing_ok=True)
+        write_json(path, there | {"arguments": plain})
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What the numbers of a run may depend on beside its recipe."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hidistill": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "git": git_state(Path(__file__).parent),
+    }
+
+
+def record_environment(folder: Path, device: str) -> str:
+    """Write `environment.json`, or add this start to it; what differs from the first start and may change bits."""
+    path, now = folder / "environment.json", environment(device)
+    if not path.exists():
+        write_json(path, now | {"resumed": []})
+        return ""
+    first = json.loads(path.read_text())
+    write_json(path, first | {"resumed": [*first["resumed"], now]})
+    changed = [f"{name} was {first[name]} and is {now[name]}" for name in DECIDES_BITS if first[name] != now[name]]
+    return f"{'; '.join(changed)}: the last bits of the result may differ" if changed else ""
+
+
+def git_state(code: Path) -> dict[str, Any] | None:
+    """Commit of the code, and whether it was changed since; None if the code is not in a git checkout."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(
+            ("git", "-C", str(code), *command), capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", ".."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hidistill.discriminators.adaptive import Adaptive
+from hidistill.objectives.adversarial import Fool, Hinge, Softplus, TellApart
+from hidistill.path import interpolate
+from hidistill.teachers.dit import DiT, Size
+from hidistill.teachers.mixture import Mixture
+from hidistill.times import Uniform
+from hidistill.types import Noised, Probe, Rollout
+
+GAMES = {
+    Hinge(): (lambda d: np.maximum(0, 1 - d), lambda d: np.maximum(0, 1 + d), lambda d: -d),
+    Softplus(): (lambda d: np.log1p(np.exp(-d)), lambda d: np.log1p(np.exp(d)), lambda d: np.log1p(np.exp(-d))),
+}
+
+
+class Along(nn.Module):
+    """`D(x) = a . x` on a mixture's second feature, which is the noised point itself; and twice that."""
+
+    def __init__(self, a):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a))
+
+    def forward(self, features):
+        verdict = features[1][:, 0] @ self.a
+        return torch.stack([verdict, 2 * verdict], 1)
+
+
+def points():
+    """A teacher whose feature is x_t; its components do not matter."""
+    return Mixture(torch.zeros(1, 2), torch.ones(1))
+
+
+def rollout(n, shape=(2,)):
+    return Rollout(torch.randn(n, *shape), torch.randn(n, *shape), torch.zeros(n, dtype=torch.long))
+
+
+def network():
+    teacher = DiT(image_size=4, channels=2, patch=2, classes=2, size=Size(16, 2, 2))
+    for weight in teacher.parameters():
+        nn.init.normal_(weight, std=0.3)
+    return teacher, Adaptive(teacher.feature_channels, width=8)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_the_games_in_numpy(game):
+    logits = torch.linspace(-3, 3, 13)
+    losses = (game.real(logits), game.generated(logits), game.fool(logits))
+    for mine, expected in zip(losses, GAMES[game], strict=True):
+        np.testing.assert_allclose(mine, expected(logits.numpy()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_telling_apart_in_numpy(game):
+    """Real and generated rows share t and not the noise; the mean is over the logits."""
+    discriminator, samples = Along([1.5, -0.5]), rollout(6)
+    t, noise = torch.linspace(0.1, 0.9, 6), torch.randn(12, 2)
+    loss = TellApart(points(), discriminator, game=game).at(samples, t=t, noise=noise, direction=noise[:0])
+    times, real_loss, generated_loss = t.numpy()[:, None], *GAMES[game][:2]
+    real = ((1 - times) * samples.real.numpy() + times * noise[:6].numpy()) @ [1.5, -0.5]
+    generated = ((1 - times) * samples.generated.numpy() + times * noise[6:].numpy()) @ [1.5, -0.5]
+    expected = (real_loss(real) + real_loss(2 * real) + generated_loss(generated) + generated_loss(2 * generated)) / 2
+    np.testing.assert_allclose(loss.value.detach(), expected, rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics["real_logit"], 1.5 * real.mean(), rtol=1e-4)
+    np.testing.assert_allclose(loss.metrics["generated_logit"], 1.5 * generated.mean(), rtol=1e-4)
+    right = ((real > 0).mean() + (generated < 0).mean()) / 2
+    np.testing.assert_allclose(loss.metrics["accuracy"], right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_fooling_in_numpy(game):
+    x_t, t = torch.randn(6, 2), torch.full((6,), 0.5)
+    teacher, cond = points(), torch.zeros(6, dtype=torch.long)
+    noised = Noised(x_t, x_t, t, cond, teacher.probe(x_t, t=t, cond=cond))
+    loss = Fool(Along([1.5, -0.5]), game)(noised)
+    logit, pays = x_t.numpy() @ [1.5, -0.5], GAMES[game][2]
+    np.testing.assert_allclose(loss.value.detach(), (pays(logit) + pays(2 * logit)) / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(loss.metrics["fool_logit"], 1.5 * logit.mean(), rtol=1e-4)
+
+
+def test_accuracy_goes_from_blind_to_perfect():
+    apart = Rollout(torch.full((8, 2), 5.0), torch.full((8, 2), -5.0), torch.zeros(8, dtype=torch.long))
+    swapped = Rollout(apart.generated, apart.real, apart.cond)
+    for samples, share in ((apart, 1.0), (swapped, 0.0)):
+        objective = TellApart(points(), Along([1.0, 1.0]), times=Uniform(0.0, 0.1))
+        assert objective(samples).metrics["accuracy"] == share
+
+
+def test_the_penalty_is_the_squared_slope():
+    """For D(x) = a . x it is (a . n)^2 per paying row, |a|^2 on average; four times that for the logit 2 D."""
+    a, n = [1.5, -0.5], 6
+    samples, t, noise, direction = rollout(n), torch.full((n,), 0.5), torch.randn(2 * n, 2), torch.randn(3, 2)
+    free = TellApart(points(), Along(a)).at(samples, t=t, noise=noise, direction=noise[:0])
+    paid = TellApart(points(), Along(a), penalty=0.7).at(samples, t=t, noise=noise, direction=direction)
+    squares = 2.5 * (direction.numpy() @ a) ** 2
+    np.testing.assert_allclose((paid.value - free.value).detach()[:3], 0.7 * squares * n / 3, rtol=5e-3)
+    assert torch.equal(paid.value[3:], free.value[3:])
+    np.testing.assert_allclose(paid.metrics["slope"], squares.mean(), rtol=5e-3)
+
+    many = TellApart(points(), Along(a), penalty=1.0)(rollout(20_000)).metrics["slope"]
+    assert abs(many / (2.5 * 2.5) - 1) < 5 * (2 / 5_000) ** 0.5
+
+
+def test_a_spectral_norm_in_training_is_no_slope():
+    """The same point twice has no slope, though the norms' estimates move in every pass."""
+    teacher, discriminator = network()
+    objective, samples = TellApart(teacher, discriminator.train(), penalty=1.0), rollout(4, (2, 4, 4))
+    noise, direction = torch.randn(8, 2, 4, 4), torch.zeros(4, 2, 4, 4)
+    slope = objective.at(samples, t=torch.full((4,), 0.5), noise=noise, direction=direction).metrics["slope"]
+    assert slope < 1e-6
+
+
+def test_telling_apart_moves_the_discriminator_alone():
+    teacher, discriminator = network()
+    samples = rollout(4, (2, 4, 4))
+    samples.generated.requires_grad_()
+    TellApart(teacher, discriminator, penalty=1.0)(samples).value.mean().backward()
+    assert all(weight.grad is not None for weight in discriminator.parameters())
+    assert samples.generated.grad is None
+    assert all(weight.grad is None for weight in teacher.parameters())
+
+
+def test_fooling_moves_the_sample_up_the_logit():
+    """While the discriminator and the teacher rest, as the loop has it."""
+    teacher, discriminator = network()
+    discriminator.eval().requires_grad_(False)
+    teacher.requires_grad_(False)
+    x_0, t, cond = torch.randn(4, 2, 4, 4, requires_grad=True), torch.full((4,), 0.3), torch.tensor([0, 1, 2, 0])
+    noise = torch.randn(4, 2, 4, 4)
+
+    def logit(x):
+        x_t = interpolate(x, noise, t)
+        loss = Fool(discriminator)(Noised(x, x_t, t, cond, Probe(x_t, teacher.features(x_t, t=t, cond=cond))))
+        return loss.value, loss.metrics["fool_logit"]
+
+    value, before = logit(x_0)
+    value.mean().backward()
+    assert logit(x_0.detach() - 1e-2 * x_0.grad / x_0.grad.norm())[1] > before
+
+
+@pytest.mark.parametrize(
+    "change", [{"penalty": -1.0}, {"penalty_step": 0.0}, {"penalty_share": 0.0}, {"penalty_share": 1.1}]
+)
+def test_impossible_penalties_are_refused(change):
+    with pytest.raises(ValueError, match="must not be negative"):
+        TellApart(points(), Along([1.0, 1.0]), **change)

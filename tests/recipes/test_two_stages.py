@@ -1,0 +1,137 @@
+"""Every image recipe takes steps at a tiny size, stops, goes on, and ends with the weights of an undisturbed run."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from hidistill import weights
+from hidistill.recipes import digits, fashion, images
+from hidistill.recipes.two_stages import Plan
+from hidistill.teachers.dit import DiT, Size
+from hidistill.train.driver import execute
+
+
+def tiny_teacher(path, *, size, channels, classes, patch):
+    net = DiT(image_size=size, channels=channels, classes=classes, patch=patch, size=Size(32, 2, 2), taps=(0, 1))
+    for parameter in net.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    weights.save(path, net, family="dit", config=net.config)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("dark", "light"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(60):
+            pixels = rng.integers(0, 120, (8, 8, 3), dtype=np.uint8) + (120 if name == "light" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "pictures" / name / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+def fashion_run(tmp_path, pictures):
+    del pictures
+    path = tiny_teacher(tmp_path / "fashion.safetensors", size=28, channels=1, classes=10, patch=7)
+    return fashion.distill, {"teacher_weights": path, "batch_size": 8, "evaluate_samples": 20}
+
+
+def digits_run(tmp_path, pictures):
+    del pictures
+    path = tiny_teacher(tmp_path / "digits.safetensors", size=8, channels=1, classes=10, patch=2)
+    return digits.smoke, {"teacher": path, "evaluate_samples": 20}
+
+
+def images_run(tmp_path, pictures):
+    path = tiny_teacher(tmp_path / "images.safetensors", size=8, channels=3, classes=2, patch=2)
+    return images.distill, {"images": pictures, "teacher": path, "batch_size": 8, "evaluate_samples": 24}
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("made", [fashion_run, digits_run, images_run])
+def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, tmp_path, pictures):
+    recipe, arguments = made(tmp_path, pictures)
+    arguments = {**arguments, "sketch_steps": 3, "refine_steps": 4}
+
+    def go(folder, stop_at=None, **without):
+        def on_event(event):
+            if event.kind == "step" and event.global_step == stop_at:
+                raise Stop
+
+        execute(
+            replace(recipe(**arguments), probe=None, **without),
+            folder,
+            recipe=recipe.__name__,
+            arguments={name: str(value) for name, value in arguments.items()},
+            checkpoint_every=1,
+            on_event=on_event,
+        )
+
+    go(tmp_path / "whole", finish=None)
+    for stop_at in (2, 3, 6):
+        with pytest.raises(Stop):
+            go(tmp_path / "parts", stop_at)
+    go(tmp_path / "parts")
+    for name in ("sketch", "student"):
+        first, second = (load_file(tmp_path / run / "models" / f"{name}.safetensors") for run in ("whole", "parts"))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    rows = json.loads((tmp_path / "parts" / "evaluation.json").read_text())["rows"]
+    assert {"student, 1 step", "sketch, 1 step", "real training images"} <= {row["name"] for row in rows}
+    assert (tmp_path / "parts" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance": -1.0}, "guidance=-1.0"),
+        ({"guidance": 50.0}, "guidance=50.0"),
+        ({"sketch_steps": -1}, "sketch_steps=-1"),
+        ({"sketch_steps": 0, "refine_steps": 0}, "one must be positive"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"evaluate_samples": 1}, "evaluate_samples=1"),
+    ],
+)
+def test_a_plan_refuses_what_cannot_be_run(change, message):
+    good = {
+        "sketch_steps": 1,
+        "refine_steps": 1,
+        "batch_size": 8,
+        "guidance": 1.5,
+        "discriminator": "adaptive",
+        "derivative": "forward",
+        "evaluate_samples": 50,
+        "seed": 0,
+    }
+    with pytest.raises(ValueError, match=message):
+        Plan(**{**good, **change})
+
+
+def test_pictures_of_another_kind_than_the_teachers_are_refused(tmp_path, pictures):
+    path = tiny_teacher(tmp_path / "gray.safetensors", size=8, channels=1, classes=2, patch=2)
+    with pytest.raises(ValueError, match="holds pictures of 3 channels in 2 classes; this teacher knows 1"):
+        images.distill(images=pictures, teacher=path)
+
+
+def test_a_patch_that_does_not_divide_the_image_is_refused(pictures):
+    with pytest.raises(ValueError, match="patch 3 does not divide images of 8 pixels; use one of"):
+        images.teacher(images=pictures, patch=3)
+
+
+def test_a_folder_without_classes_can_be_learned(tmp_path):
+    rng = np.random.default_rng(1)
+    (tmp_path / "flat").mkdir()
+    for i in range(60):
+        Image.fromarray(rng.integers(0, 255, (10, 12), dtype=np.uint8)).save(tmp_path / "flat" / f"{i}.png")
+    experiment = images.teacher(images=tmp_path / "flat", steps=2, model="mini")
+    net = experiment.modules["teacher"]
+    assert (net.classes, net.channels, net.grid * net.patch) == (0, 1, 8)
+    assert experiment.batch_at(0).cond.max() == 0

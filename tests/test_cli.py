@@ -1,0 +1,395 @@
+"""The command line: every command's help, what bad input says, exit statuses, and a whole tiny run."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from hidistill import weights
+from hidistill.cli import COMMANDS, lookup, main, outcome, progress
+from hidistill.cli.progress import duration
+from hidistill.scores import Evaluation, Row
+from hidistill.teachers.dit import DiT, Size
+from hidistill.train.driver import Event
+
+RECIPE = '''
+"""A recipe of somebody else, in a file of their own."""
+
+from pathlib import Path
+
+import torch
+
+from hidistill.objectives.flow_matching import FlowMatching
+from hidistill.scores import Evaluation, Row
+from hidistill.teachers.dit import DiT, Size
+from hidistill.train.experiment import Experiment, Product
+from hidistill.train.stage import Stage, Update
+from hidistill.types import Batch
+
+
+def tiny(*, steps: int = 3, size: int = 8, trap: Path | None = None, poison: int = -1, seed: int = 0) -> Experiment:
+    """Train a toy on noise.
+
+    Needs: nothing but
+        patience.
+    Reaches: nowhere.
+
+    Args:
+        steps: length of the only stage.
+        size: side of the images.
+        trap: a file whose presence interrupts step 110.
+        poison: the step whose batch is not a number.
+        seed: of everything.
+    """
+    torch.manual_seed(seed)
+    teacher = DiT(image_size=size, channels=1, classes=3, patch=4, size=Size(8, 1, 1), taps=(0,))
+
+    def batch_at(step: int) -> Batch:
+        if trap is not None and trap.exists() and step == 110:
+            raise KeyboardInterrupt
+        x = torch.randn(4, 1, size, size, generator=torch.Generator().manual_seed(step))
+        return Batch(x * float("nan") if step == poison else x, torch.arange(4) % 3)
+
+    stage = Stage("teacher", {"teacher": Update(FlowMatching(teacher), torch.optim.Adam(teacher.parameters()))}, steps)
+    product = Product("teacher", "teacher.safetensors", "dit", teacher.config)
+    return Experiment((stage,), {"teacher": teacher}, batch_at, seed, products={"teacher": product})
+
+
+def pointless() -> int:
+    """Return something else."""
+    return 3
+'''
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "mine.py").write_text(RECIPE)
+    return f"{tmp_path / 'mine.py'}:tiny"
+
+
+@pytest.fixture
+def student(tmp_path):
+    path = tmp_path / "student.safetensors"
+    net = DiT(image_size=8, channels=1, classes=3, patch=4, size=Size(8, 1, 1), taps=(0,)).student()
+    torch.nn.init.normal_(net.net.unpatchify.weight)
+    weights.save(path, net, family="dit-flow-map", config=net.config)
+    return path
+
+
+@pytest.fixture
+def said(capsys):
+    """Runs a command; its exit status and everything that it wrote, on one line."""
+
+    def run(*words):
+        status = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return status, " ".join((out + err).split())
+
+    return run
+
+
+def test_overview_names_every_command(said):
+    status, text = said("--help")
+    assert status == 0
+    assert all(f" {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(said, command):
+    status, text = said(command, "--help")
+    assert status == 0
+    assert f"usage: hidistill {command}" in text
+
+
+def test_unknown_command_names_the_nearest(said):
+    assert said("trian")[0] == 2
+    assert "did you mean 'train'?" in said("trian")[1]
+
+
+def test_list_shows_every_recipe(said):
+    status, text = said("list")
+    names = list(lookup.bundled())
+    assert status == 0
+    assert {"fashion.distill", "images.distill", "digits.smoke"} <= set(names)
+    assert all(name in text for name in names)
+
+
+def test_every_bundled_recipe_says_what_it_needs_and_reaches():
+    for recipe in lookup.bundled().values():
+        assert lookup.summary(recipe), recipe.name
+        assert lookup.section(recipe, "Needs"), recipe.name
+        assert lookup.section(recipe, "Reaches"), recipe.name
+
+
+def test_a_section_goes_on_over_indented_lines(recipe):
+    found = lookup.find(recipe)
+    assert lookup.section(found, "Needs") == "nothing but patience."
+    assert lookup.section(found, "Reaches") == "nowhere."
+    assert lookup.section(found, "Costs") == ""
+
+
+def test_unknown_recipe_names_the_nearest_and_all(said):
+    status, text = said("train", "fashion.distil")
+    assert status == 2
+    assert "unknown recipe 'fashion.distil'; did you mean 'fashion.distill'?" in text
+    assert all(name in text for name in lookup.bundled())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none.py:tiny"], "none.py does not exist"),
+        (["no.such.module:tiny"], "no module named 'no.such.module'"),
+        (["json:lods"], "did you mean 'loads'?"),
+        (["--out", "x"], "came before the recipe"),
+    ],
+)
+def test_recipes_that_cannot_be_found(said, words, message):
+    status, text = said("train", *words)
+    assert status == 2
+    assert message in text
+
+
+def test_a_recipe_must_return_an_experiment(said, recipe):
+    status, text = said("train", recipe.replace(":tiny", ":pointless"), "--out", "unused")
+    assert status == 2
+    assert "returned a int; a recipe returns an Experiment" in text
+
+
+def test_unknown_option_names_the_nearest(said, recipe):
+    status, text = said("train", recipe, "--stesp", "3")
+    assert status == 2
+    assert "Unrecognized options: --stesp" in text
+    assert "Perhaps you meant" in text
+    assert "--steps INT" in text
+
+
+def test_wrong_type_is_named(said, recipe):
+    status, text = said("train", recipe, "--steps", "many")
+    assert status == 2
+    assert "Error parsing --steps" in text
+
+
+def test_recipe_help_comes_from_its_docstring(said, recipe):
+    status, text = said("train", recipe, "--help")
+    assert status == 0
+    assert "length of the only stage. (default: 3)" in text
+    assert "runs/mine.tiny" in text
+
+
+def test_image_size_that_the_patch_does_not_divide(said, recipe, tmp_path):
+    status, text = said("train", recipe, "--size", "10", "--out", tmp_path / "run")
+    assert status == 2
+    assert "patch 4 does not divide images of 10 pixels; use one of [1, 2, 5, 10]" in text
+
+
+def test_a_loss_that_is_not_finite_names_step_and_objective(said, recipe, tmp_path):
+    status, text = said("train", recipe, "--poison", "2", "--out", tmp_path / "run")
+    assert status == 2
+    assert "step 2" in text
+    assert "FlowMatching" in text
+
+
+def test_what_a_recipe_logs_is_printed(said, tmp_path):
+    (tmp_path / "loud.py").write_text(
+        "import logging\n\ndef loud():\n    logging.getLogger('hidistill.recipes.loud').info('size 28 is chosen')\n"
+    )
+    assert "size 28 is chosen" in said("train", f"{tmp_path / 'loud.py'}:loud")[1]
+
+
+def test_debug_lets_the_error_through(recipe, tmp_path):
+    with pytest.raises(ValueError, match="patch 4"):
+        main(["train", recipe, "--size", "10", "--out", str(tmp_path), "--debug"])
+
+
+def test_run_then_again_then_other_arguments(said, recipe, tmp_path):
+    run = tmp_path / "run"
+    first = said("train", recipe, "--out", run)
+    before = (run / "models" / "teacher.safetensors").read_bytes()
+    again = said("train", recipe, "--out", run)
+    assert first[0] == again[0] == 0
+    assert "teacher 3/3 loss teacher" in first[1]
+    assert "finished" in again[1]
+    assert (run / "models" / "teacher.safetensors").read_bytes() == before
+    status, text = said("train", recipe, "--out", run, "--seed", "1")
+    assert status == 2
+    assert "seed is 0 there and 1 here" in text
+
+
+def test_interrupted_run_goes_on(said, recipe, tmp_path):
+    trap, run = tmp_path / "trap", tmp_path / "run"
+    trap.touch()
+    words = ("train", recipe, "--out", run, "--steps", "120", "--trap", trap)
+    status, text = said(*words)
+    assert status == 130, text
+    assert "stopped; the same command goes on from step 100 of 120" in text
+    trap.unlink()
+    status, text = said(*words)
+    assert status == 0
+    assert "goes on from step 100 of 120" in text
+
+
+def test_sample_writes_picture_and_array(said, student, tmp_path):
+    out, npz = tmp_path / "deep" / "grid.png", tmp_path / "images.npz"
+    assert said("sample", student, "--count", "7", "--out", out, "--npz", npz)[0] == 0
+    with Image.open(out) as image:
+        assert image.width < image.height * 2
+        assert len(image.convert("L").getcolors()) > 2
+    with np.load(npz) as content:
+        assert content["images"].shape == (7, 1, 8, 8)
+        assert content["images"].dtype == np.uint8
+        assert content["labels"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+@pytest.mark.parametrize("sampler", ["jump", "renoise"])
+def test_an_image_does_not_depend_on_how_many_are_drawn(said, student, tmp_path, sampler):
+    drawn = []
+    for count in (2, 5):
+        npz = tmp_path / f"{count}.npz"
+        flags = ("--steps", 3, "--sampler", sampler, "--label", 1, "--out", tmp_path / "x.png", "--npz", npz)
+        assert said("sample", student, "--count", count, *flags)[0] == 0
+        with np.load(npz) as content:
+            drawn.append(content["images"].astype(int))
+    assert np.abs(drawn[0] - drawn[1][:2]).max() <= 1  # products of other sizes round otherwise, at most by one gray
+    assert drawn[1].std() > 1
+
+
+def test_sample_of_a_run_takes_its_teacher_with_guidance(said, recipe, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "x.png"
+    assert said("train", recipe, "--out", run)[0] == 0
+    status, text = said(
+        "sample", run, "--count", "3", "--steps", "2", "--sampler", "heun", "--scale", "2", "--out", out
+    )
+    assert (status, out.exists()) == (0, True)
+    assert "3 images in 2 steps of heun" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label", "3"], "--label 3: labels are 0 to 2"),
+        (["--label", "-1"], "--label -1: labels are 0 to 2"),
+        (["--steps", "0"], "--steps 0: a sampler makes 1 to 1000 steps"),
+        (["--steps", "1001"], "--steps 1001"),
+        (["--count", "0"], "--count 0: from 1 to 100,000"),
+        (["--scale", "2"], "--scale 2.0: a student has its teacher's guidance built in"),
+        (["--sampler", "euler"], "use jump or renoise"),
+        (["--out", "x.gif"], "the picture is a PNG file"),
+    ],
+)
+def test_sample_refuses(said, student, words, message):
+    status, text = said("sample", student, *words)
+    assert status == 2
+    assert message in text
+
+
+def test_sample_refuses_a_negative_scale_of_a_teacher(said, tmp_path):
+    net = DiT(image_size=8, channels=1, classes=0, patch=4, size=Size(8, 1, 1), taps=(0,))
+    weights.save(tmp_path / "teacher.safetensors", net, family="dit", config=net.config)
+    status, text = said("sample", tmp_path / "teacher.safetensors", "--scale", "-1", "--out", tmp_path / "x.png")
+    assert status == 2
+    assert "a scale is a finite number >= 0" in text
+    status, text = said("sample", tmp_path / "teacher.safetensors", "--label", "0")
+    assert status == 2
+    assert "these weights know no classes" in text
+
+
+def test_sample_refuses_what_is_no_student(said, tmp_path, student):
+    assert "there is no weights file" in said("sample", tmp_path / "none.safetensors")[1]
+    assert "models has none of student.safetensors" in said("sample", tmp_path)[1]
+    other = tmp_path / "other.safetensors"
+    weights.save(other, torch.nn.Linear(1, 1), family="line", config={})
+    assert "holds a 'line'" in said("sample", other)[1]
+    student.write_bytes(student.read_bytes()[:-10])
+    status, text = said("sample", student)
+    assert status == 2
+    assert str(student) in text
+
+
+def test_image_folder_that_is_empty(said, tmp_path):
+    status, text = said("train", "images.teacher", "--images", tmp_path, "--out", tmp_path / "run")
+    assert status == 2
+    assert str(tmp_path) in text
+
+
+def test_report_and_evaluate_of_no_run(said, tmp_path):
+    for command in ("report", "evaluate"):
+        status, text = said(command, tmp_path / "none")
+        assert status == 2
+        assert "none" in text
+
+
+def test_doctor_measures(said, recipe, monkeypatch):
+    monkeypatch.setattr("hidistill.cli.machine.FORWARD_SECONDS", 0.05)
+    monkeypatch.setattr("hidistill.cli.machine.RECIPE", recipe)
+    status, text = said("doctor")
+    assert status == 0
+    for word in (
+        "python",
+        "torchvision",
+        "cores",
+        "bundled pictures",
+        "images a second in one step",
+        "demo's training",
+    ):
+        assert word in text
+
+
+def event(kind, step, **more):
+    numbers = {"steps": 10, "global_step": step, "total_steps": 20, "seconds_left": 75.0} | more
+    return Event(kind, "sketch", step, **numbers)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_step_time_loss_and_probe(terminal):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=140)
+    with progress.display(console) as show:
+        show(event("probe", 3, metrics={"hf": 0.5}))
+        show(event("step", 4, metrics={"student/loss": 0.25, "student/gradient": 9.0}))
+        show(event("stage", 4, message="left a file"))
+    text = file.getvalue()
+    for word in ("sketch", "4/10", "1 min 15 s left", "loss student 0.25", "probe hf 0.5", "left a file"):
+        assert word in text
+    assert "gradient" not in text
+
+
+def test_plain_lines_come_now_and_then(monkeypatch):
+    clock, file = SimpleNamespace(now=100.0), io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock.now)
+    with progress.lines(Console(file=file, width=140)) as show:
+        for step in range(1, 10):
+            clock.now += 4.0
+            show(event("step", step))
+    assert [line.split()[1] for line in file.getvalue().splitlines()] == ["1/10", "4/10", "7/10"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(9.4, "9 s"), (59.6, "1 min 00 s"), (125.0, "2 min 05 s"), (3720.0, "1 h 02 min")]
+)
+def test_duration(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_the_table_of_a_run(tmp_path, capsys):
+    numbers = {"fd/classifier": 1.25, "high_frequency": 0.5, "density": 0.75}
+    rows = (Row("sketch, 1 step", "student", 10, 1, 1, None, 0.002, numbers), Row("real training images", "real", 10))
+    (tmp_path / "report.html").touch()
+    Evaluation(10, 3, {}, [], {}, rows).save(tmp_path / "evaluation.json")
+    outcome.show(tmp_path)
+    text = capsys.readouterr().out
+    for words in (
+        "10 images, seed 3",
+        "Fréchet distance ↓",
+        "high-frequency ratio → 1",
+        "1.250",
+        "0.500",
+        "report.html",
+    ):
+        assert words in text
+    assert "0.750" not in text  # the page has all numbers, the terminal the telling ones

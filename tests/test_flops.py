@@ -1,0 +1,25 @@
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hidistill.derivative import Forward
+from hidistill.teachers.dit import DiT
+
+
+def flops(run):
+    """Products of one call; attention is counted because it is unfused."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("size", "image_size", "channels"), [("mini", 28, 1), ("tiny", 28, 1), ("S", 32, 4)])
+def test_a_derivative_costs_two_forwards(size, image_size, channels):
+    """Two products for each of a linear layer's, six for attention's two."""
+    student = DiT(image_size=image_size, channels=channels, classes=10, patch=4, size=size).student()
+    x_t, direction = torch.randn(2, 2, channels, image_size, image_size)
+    point = {"t": torch.tensor([0.9, 0.6]), "r": torch.tensor([0.1, 0.3]), "cond": torch.tensor([3, 10])}
+    forward = flops(lambda: student.mean_velocity(x_t, **point))
+    derivative = flops(lambda: Forward()(student, x_t, **point, direction=direction))
+    assert 2.0 * forward < derivative <= 2.1 * forward

@@ -1,0 +1,88 @@
+"""What a step of each stage costs, in forwards F of the student at the batch's size."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hidistill.derivative import Central, Forward
+from hidistill.discriminators.adaptive import Adaptive
+from hidistill.discriminators.per_token import PerToken
+from hidistill.discriminators.pooled import Pooled
+from hidistill.guidance import Guided
+from hidistill.recipes.stages import refine, sketch
+from hidistill.teachers.dit import DiT
+from hidistill.types import Batch
+
+B = 8
+
+
+def flops(run):
+    """Products of one call, forward and backward; attention is counted because it is unfused."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
+def cost(update, batch, f):
+    """Forwards that an update costs: only what it moves may have a gradient, as in the loop."""
+    for parameter in update.parameters():
+        parameter.requires_grad_(True)
+    spent = flops(lambda: update.objective(batch).value.mean().backward()) / f
+    for parameter in update.parameters():
+        assert parameter.grad is not None
+        parameter.requires_grad_(False)
+    return spent
+
+
+@pytest.fixture
+def parts():
+    """A frozen teacher, its student, a batch, and F."""
+    teacher = DiT(image_size=28, channels=1, classes=10, patch=4, size="mini").requires_grad_(False)
+    student = teacher.student().requires_grad_(False)
+    batch = Batch(torch.randn(B, 1, 28, 28), torch.arange(B))
+    t = torch.rand(B)
+    f = flops(lambda: student.mean_velocity(batch.x, t=t, r=0.5 * t, cond=batch.cond))
+    return Guided(teacher, 1.5), student, batch, f
+
+
+@pytest.mark.parametrize("derivative", [Forward(), Central(1e-6)], ids=["forward", "central"])
+def test_sketch(parts, derivative):
+    """Guided velocity 2, forward and backward 3, derivative 2.1 on a quarter of the rows (attention is dear there)."""
+    field, student, batch, f = parts
+    stage = sketch(student, field, steps=10, derivative=derivative, instantaneous=0.75)
+    spent = cost(stage.updates["student"], batch, f)
+    assert 5.4 < spent <= 2 + 3 + 0.25 * 2.1
+
+
+def test_sketch_pays_by_the_row(parts):
+    """Two forwards per row with r < t, and none for the others."""
+    field, student, batch, f = parts
+    costs = []
+    for share in (1.0, 0.5, 0.0):
+        stage = sketch(student, field, steps=10, derivative=Forward(), instantaneous=share)
+        costs.append(cost(stage.updates["student"], batch, f))
+    assert costs[0] <= 5.0
+    assert 1.0 < costs[1] - costs[0] <= 1.05
+    assert 1.0 < costs[2] - costs[1] <= 1.05
+
+
+@pytest.mark.parametrize("head", [Adaptive, Pooled, PerToken])
+def test_refine(parts, head):
+    """Student: itself 3, fake 1, teacher 2 and back to x_t 1; critics: sample 1, fake 3, features of two batches 2."""
+    teacher, student, batch, f = parts
+    fake = teacher.teacher.from_config(teacher.teacher.config).requires_grad_(False)
+    discriminator: nn.Module = head(teacher.feature_channels)
+    stage = refine(student, teacher, fake, discriminator.requires_grad_(False), steps=10)
+    assert 6.0 < cost(stage.updates["student"], batch, f) <= 8.0
+    assert 5.0 < cost(stage.updates["critics"], batch, f) <= 7.0
+
+
+def test_refine_without_a_discriminator_keeps_no_graph_of_the_teacher(parts):
+    """Student: itself 3, fake 1, teacher 2; critics: sample 1, fake 3."""
+    teacher, student, batch, f = parts
+    fake = teacher.teacher.from_config(teacher.teacher.config).requires_grad_(False)
+    stage = refine(student, teacher, fake, nn.Identity(), steps=10, feature_gradient=0.0)
+    assert cost(stage.updates["student"], batch, f) <= 6.0
+    assert cost(stage.updates["critics"], batch, f) <= 4.0
