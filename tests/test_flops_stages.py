@@ -83,6 +83,6 @@ def test_refine_without_a_discriminator_keeps_no_graph_of_the_teacher(parts):
     """Student: itself 3, fake 1, teacher 2; critics: sample 1, fake 3."""
     teacher, student, batch, f = parts
     fake = teacher.teacher.from_config(teacher.teacher.config).requires_grad_(False)
-    stage = refine(student, teacher, fake, nn.Identity(), steps=10, feature_gradient=0.0)
+    stage = refine(student, teacher, fake, None, steps=10)
     assert cost(stage.updates["student"], batch, f) <= 6.0
     assert cost(stage.updates["critics"], batch, f) <= 4.0

@@ -33,7 +33,7 @@ def test_times_are_float32_whatever_they_are_for():
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 0), (0.25, 5_000), (1.0, 20_000)])
 def test_pairs_are_sorted_and_the_first_rows_instantaneous(share, count):
-    t, r, first = sample_pair(Uniform(), LIKE, share)
+    t, r, first = sample_pair(Uniform(), LIKE, instantaneous=share)
     assert first == count
     assert (r <= t).all()
     assert torch.equal(t[:count], r[:count])
@@ -41,7 +41,7 @@ def test_pairs_are_sorted_and_the_first_rows_instantaneous(share, count):
 
 
 def test_sorted_pair_of_uniform_times_has_the_means_of_order_statistics():
-    t, r, _ = sample_pair(Uniform(), LIKE, 0.0)
+    t, r, _ = sample_pair(Uniform(), LIKE, instantaneous=0.0)
     assert abs(t.mean() - 2 / 3) < 0.01
     assert abs(r.mean() - 1 / 3) < 0.01
 

@@ -44,7 +44,7 @@ class LogitNormal:
         return torch.sigmoid(self.mean + self.std * torch.randn(len(like), device=like.device))
 
 
-def sample_pair(law: TimeLaw, like: Tensor, instantaneous: float) -> tuple[Times, Times, int]:
+def sample_pair(law: TimeLaw, like: Tensor, *, instantaneous: float) -> tuple[Times, Times, int]:
     """Pairs r <= t: two draws, sorted; the first rows get r = t (arXiv 2505.13447, section 4.3).
 
     Which rows are instantaneous does not depend on chance, so that the rows that need a derivative are one slice.

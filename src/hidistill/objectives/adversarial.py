@@ -86,8 +86,8 @@ class Fool:
 class TellApart:
     """The discriminator's side: real and generated samples, noised alike, in the frozen teacher's features.
 
-    With approximate R1 (arXiv 2501.08316, eq. 6): `penalty |(D(x + eps n) - D(x)) / eps|^2` on a share of the real
-    samples, which holds the discriminator's slope down without a second derivative.
+    With approximate R1 (after arXiv 2501.08316): `penalty |(D(x + eps n) - D(x)) / eps|^2` on a share of the real
+    samples, which holds the slope down without a second derivative; divided by eps, its weight does not depend on it.
 
     Args:
         teacher: gives the features; frozen.

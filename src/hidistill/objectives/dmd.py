@@ -15,8 +15,9 @@ class DMD:
     `gradient = (x0_fake(x_t) - x0_real(x_t)) / mean|x_0 - x0_real(x_t)|`, the denoised samples under the student's
     distribution and under the teacher's (arXiv 2311.18828, eq. 7 and 8); the loss
     `weight / 2 |x_0 - constant(x_0 - gradient)|^2`, mean over the components, has exactly that gradient times
-    weight / components. The real score is the noised sample's `probe`, with the guidance of its teacher; the fake
-    score is not guided (arXiv 2405.14867).
+    weight / components. The gradient of the divergence carries a further factor 1 - t, which is left out, as it is in
+    public implementations: it would all but silence the noisiest samples. The real score is the noised sample's
+    `probe`, with the guidance of its teacher; the fake score is not guided (arXiv 2405.14867).
 
     Args:
         fake: the fake score: a velocity field that follows the student's samples.

@@ -50,7 +50,7 @@ class MeanFlow:
 
     def __call__(self, batch: Batch) -> Loss:
         """Draw times and noise, then regress."""
-        t, r, count = sample_pair(self.times, batch.x, self.instantaneous)
+        t, r, count = sample_pair(self.times, batch.x, instantaneous=self.instantaneous)
         return self.at(batch, t=t, r=r, noise=torch.randn_like(batch.x), first=count)
 
     def at(self, batch: Batch, *, t: Times, r: Times, noise: Points, first: int = 0) -> Loss:

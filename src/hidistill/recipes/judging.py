@@ -26,7 +26,8 @@ from hidistill.metrics.sharpness import HighFrequencyRatio
 from hidistill.path import interpolate
 from hidistill.report import page
 from hidistill.report.pictures import save_attention, save_grids
-from hidistill.sampling import euler, grid, jump
+from hidistill.sampling import euler, grid, jump, renoise
+from hidistill.seeds import fold_in, normal
 from hidistill.teachers.dit import DiT, FlowMapDiT
 from hidistill.train.loop import autocast
 from hidistill.types import Cond, FeatureSpace, Gallery, Metric, Points, Split
@@ -96,6 +97,22 @@ def of_student(noise: Points, cond: Cond, *, student: FlowMapDiT, times: Sequenc
         return jump(student, noise, cond=cond, times=times).float()
 
 
+def of_student_renoised(
+    noise: Points, cond: Cond, *, student: FlowMapDiT, times: Sequence[float], precision: str
+) -> Points:
+    """Samples of a student that goes to the data at every step, and back to the next time with fresh noise.
+
+    A row's fresh noise is drawn from a seed that its first noise gives, so that its image depends on that alone.
+    """
+    rows = [row.flatten()[:4].tolist() for row in noise.cpu()]
+    fresh = [
+        normal([fold_in(0, "renoise", step, repr(row)) for row in rows], noise.shape[1:]).to(noise)
+        for step in range(len(times) - 2)
+    ]
+    with autocast(precision, noise.device.type):
+        return renoise(student, noise, cond=cond, times=times, fresh=fresh).float()
+
+
 def of_teacher(noise: Points, cond: Cond, *, teacher: DiT, scale: float, steps: int, precision: str) -> Points:
     """Samples of the guided teacher by Euler's method."""
     with autocast(precision, noise.device.type):
@@ -117,6 +134,12 @@ def student_row(name: str, student: FlowMapDiT, *, steps: int, precision: str) -
     return Contestant(f"{name}, {steps} {plural}", sample, steps, steps)
 
 
+def renoised_row(name: str, student: FlowMapDiT, *, steps: int, precision: str) -> Contestant:
+    """A student as a contestant that re-noises between its steps."""
+    sample = partial(of_student_renoised, student=student, times=grid(steps), precision=precision)
+    return Contestant(f"{name}, {steps} steps re-noised", sample, steps, steps)
+
+
 def contestants(
     teacher: DiT,
     students: Mapping[str, FlowMapDiT],
@@ -133,6 +156,9 @@ def contestants(
         for name, student in students.items()
         for steps in student_steps
     ]
+    if "student" in students:
+        several = [steps for steps in student_steps if steps > 1]
+        rows += [renoised_row("student", students["student"], steps=steps, precision=precision) for steps in several]
     pairs = {(scale, REFERENCE_STEPS): None} | {(scale, steps): None for steps in teacher_steps}
     pairs |= {(other, REFERENCE_STEPS): None for other in scales}
     return rows + [teacher_row(teacher, scale=s, steps=steps, precision=precision) for s, steps in pairs]

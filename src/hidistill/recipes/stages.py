@@ -91,6 +91,11 @@ def refine(
         penalty: weight of the approximate R1.
         decay: of the student's average.
     """
+    if discriminator is not None and feature_gradient <= 0:
+        raise ValueError(
+            f"feature_gradient={feature_gradient} with a discriminator: it must be positive; for distribution matching "
+            "alone give discriminator=None"
+        )
     module = as_module(student)
     judges: dict[str, NoisedObjective] = {"dmd": DMD(fake)}
     critics: dict[str, RolloutObjective] = {"fake": OnGenerated(FlowMatching(fake))}

@@ -1,0 +1,113 @@
+"""Fashion-MNIST over seeds: both stages, and refine without sketch at equal refine steps and at equal total compute.
+
+    python scripts/seeds.py --out runs/seeds
+
+Trains every variant with every seed (two processes of one thread each, which is what two cores do best), then lets all
+students and the teacher draw from the same noise, judged on the test pictures. Taken up again where it stopped. Prints
+the table of means and sample standard deviations over the training seeds, and writes it to OUT/table.md beside the
+evaluations of each seed.
+"""
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import tyro
+
+from hidistill.codecs import Pixels
+from hidistill.evaluate import Contestant, Given, balanced_subset, evaluate
+from hidistill.recipes.fashion import GUIDANCE, TEACHER, distill, fashion_jury
+from hidistill.recipes.judging import read_student, read_teacher, resumable, student_row, teacher_row
+from hidistill.scores import Evaluation, markdown, summary, table
+from hidistill.train.driver import execute
+from hidistill.types import Gallery
+
+COLUMNS = ("name", "nfe", "agreement", "diversity", "high_frequency", "end_distance")
+
+
+def train(folder: Path, variant: str, seed: int, arguments: dict) -> None:
+    """One run without its evaluation; nothing if it is finished."""
+    torch.set_num_threads(1)
+    path = folder / f"{variant}-{seed}"
+    experiment = replace(distill(**arguments, seed=seed), probe=None, finish=None)
+    execute(experiment, path, recipe="fashion.distill", arguments={**arguments, "seed": seed})
+    sys.stderr.write(f"trained {path}\n")
+
+
+def judged(out: Path, names: Sequence[str], seed: int, samples: int, scales: Sequence[float]) -> Evaluation:
+    """All students of one training seed, and the teacher, from the same noise whatever the seed."""
+    judges, net, precision = fashion_jury(), read_teacher(TEACHER), "bfloat16"
+    fixed = [teacher_row(net, scale=scale, steps=50, precision=precision) for scale in scales]
+    fixed += [teacher_row(net, scale=GUIDANCE, steps=steps, precision=precision) for steps in (1, 2, 4, 16)]
+    shared: list[Contestant | Given] = [
+        *fixed,
+        Given("real training images", Gallery.of(balanced_subset(judges.train, samples))),
+    ]
+    rows: list[Contestant | Given] = []
+    for name in names:
+        models = out / f"{name}-{seed}" / "models"
+        for file, steps in (("sketch", (1, 4)), ("student", (1, 2, 4))):
+            if (models / f"{file}.safetensors").exists():
+                student = read_student(models / f"{file}.safetensors")
+                rows += [student_row(f"{name} {file}", student, steps=k, precision=precision) for k in steps]
+    done, path = out / "teacher.json", out / f"evaluation-{seed}.json"
+    settings = {
+        "n": samples, "seed": 0, "codec": Pixels(), "shape": judges.shape, "metrics": judges.metrics(),
+        "real": Gallery.of(balanced_subset(judges.test, samples)), "reference": fixed[0].name,
+        "features": {space.name: words for space, words in judges.spaces.items()},
+    }  # fmt: skip
+    base = evaluate(shared, done=resumable(done, samples=samples, seed=0), on_row=lambda e: e.save(done), **settings)
+    start = resumable(path, samples=samples, seed=0) or base
+    result = evaluate([*shared, *rows], done=start, on_row=lambda e: e.save(path), **settings)
+    result.save(path)
+    return result
+
+
+def main(
+    *,
+    out: Path = Path("runs/seeds"),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    samples: int = 1000,
+    scales: tuple[float, ...] = (GUIDANCE, 1.0, 1.25, 2.0),
+    sketch_steps: int = 300,
+    refine_steps: int = 240,
+    equal_compute_steps: int = 480,
+    processes: int = 2,
+) -> None:
+    """Train, evaluate, and print the table.
+
+    Args:
+        out: folder of all runs.
+        seeds: of training; at least two.
+        samples: pictures per row.
+        scales: guidance scales of the teacher in 50 steps; the first is the one that is distilled.
+        sketch_steps: of the variant with both stages.
+        refine_steps: of the variants with both stages and with equal refine steps.
+        equal_compute_steps: refine steps that take as long as both stages together.
+        processes: runs at a time, one thread each.
+    """
+    variants = {
+        "both stages": {"sketch_steps": sketch_steps, "refine_steps": refine_steps},
+        "refine alone, equal refine steps": {"sketch_steps": 0, "refine_steps": refine_steps},
+        "refine alone, equal compute": {"sketch_steps": 0, "refine_steps": equal_compute_steps},
+    }
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(train, out, name, seed, arguments) for seed in seeds for name, arguments in variants.items()
+        ]
+        for job in jobs:
+            job.result()
+    evaluations = [judged(out, list(variants), seed, samples, scales) for seed in seeds]
+    spreads = summary(evaluations)
+    metrics = [key for key in spreads[0].row.metrics if key.startswith(("fd/", "recall/"))]
+    text = markdown(table(spreads, [*COLUMNS[:2], *metrics, *COLUMNS[2:]]))
+    (out / "table.md").write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
