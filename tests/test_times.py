@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hidistill.times import LogitNormal, Uniform, sample_pair
+from hidistill.times import Arcsine, LogitNormal, Uniform, sample_pair
 
 LIKE = torch.zeros(20_000, 1)
 
@@ -55,3 +55,11 @@ def test_uniform_refuses_what_is_no_interval_of_times(low, high):
 def test_logit_normal_refuses_no_spread():
     with pytest.raises(ValueError, match="must be positive"):
         LogitNormal(0.0, 0.0)
+
+
+def test_arcsine_is_often_near_the_ends():
+    """The distribution function of sin^2(pi u / 2) is 2 / pi arcsin(sqrt t)."""
+    t = Arcsine().sample(torch.zeros(20_000, 1)).double()
+    for edge in (0.05, 0.25, 0.5, 0.95):
+        expected = 2 / math.pi * math.asin(math.sqrt(edge))
+        assert abs((t < edge).double().mean() - expected) < 0.015

@@ -44,6 +44,15 @@ class LogitNormal:
         return torch.sigmoid(self.mean + self.std * torch.randn(len(like), device=like.device))
 
 
+@dataclass(frozen=True)
+class Arcsine:
+    """t = sin^2(pi u / 2), u uniform: the ends of [0, 1] come often, the middle too (a third lies in [1/4, 3/4])."""
+
+    def sample(self, like: Tensor) -> Times:
+        """One time per row of `like`."""
+        return torch.sin(torch.rand(len(like), device=like.device) * (torch.pi / 2)).square()
+
+
 def sample_pair(law: TimeLaw, like: Tensor, *, instantaneous: float) -> tuple[Times, Times, int]:
     """Pairs r <= t: two draws, sorted; the first rows get r = t (arXiv 2505.13447, section 4.3).
 

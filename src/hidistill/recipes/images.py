@@ -16,11 +16,11 @@ from hidistill.recipes.judging import Jury, jury, read_teacher
 from hidistill.recipes.two_stages import Plan, distillation, settings
 from hidistill.seeds import fold_in, shuffled
 from hidistill.teachers.dit import DiT
-from hidistill.times import LogitNormal
+from hidistill.times import Arcsine, LogitNormal
 from hidistill.train.ema import Average
 from hidistill.train.experiment import Experiment, Product
 from hidistill.train.stage import Stage, Update, WarmupDecay
-from hidistill.types import Batch, Split
+from hidistill.types import Batch, Split, TimeLaw
 
 LARGEST_PATCH_COUNT = 100
 """Tokens per image that a CPU is asked to carry unless a patch is given."""
@@ -43,30 +43,45 @@ def flow_matching(
     *,
     steps: int,
     decay_steps: int,
+    polish_steps: int,
     batch_size: int,
     lr: float,
     seed: int,
     card: dict[str, str],
     notes: tuple[str, ...] = (),
 ) -> Experiment:
-    """The training of a class-conditional teacher by flow matching, with an average and dropped labels."""
-    optimizer = AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-    drop = 0.1 if net.classes else 0.0
-    objective = FlowMatching(net, LogitNormal(0.0, 1.2), net.null, drop=drop)
-    schedule = WarmupDecay(steps, min(200, steps // 4), decay_steps)
-    stage = Stage(
-        "teacher", {"teacher": Update(objective, optimizer, schedule=schedule)}, steps, {"teacher": Average(net, 0.999)}
-    )
+    """The training of a class-conditional teacher by flow matching, with an average and dropped labels.
+
+    First at times that are mostly in the middle, where structure is decided; then, at a lower rate, at times that are
+    often near the ends. A one-step student asks its teacher at t = 1, and what leaks through there stays in its images.
+    """
+    rates = WarmupDecay(steps, min(200, steps // 4), decay_steps)
+    stages = [regression("teacher", net, LogitNormal(0.0, 1.2), steps=steps, lr=lr, schedule=rates, average=0.999)]
+    if polish_steps:
+        warmup = min(20, polish_steps // 4)
+        rates = WarmupDecay(polish_steps, warmup, polish_steps - warmup)
+        stages.append(regression("polish", net, Arcsine(), steps=polish_steps, lr=lr / 2, schedule=rates, average=0.99))
+    product = Product("teacher", "teacher.safetensors", "dit", net.config, card)
     return Experiment(
-        stages=[stage],
+        stages=stages,
         modules={"teacher": net},
         batch_at=batches(split, batch_size=batch_size, seed=seed),
         seed=seed,
         precision="bfloat16",
-        products={"teacher": Product("teacher", "teacher.safetensors", "dit", net.config, card)},
-        extendable=("steps", "decay_steps", "data"),
+        products={stage.name: product for stage in stages},
+        extendable=("steps", "decay_steps", "polish_steps", "data"),
         notes=notes,
     )
+
+
+def regression(
+    name: str, net: DiT, times: TimeLaw, *, steps: int, lr: float, schedule: WarmupDecay, average: float
+) -> Stage:
+    """A stage in which a velocity field learns from data."""
+    optimizer = AdamW(net.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+    objective = FlowMatching(net, times, net.null, drop=0.1 if net.classes else 0.0)
+    update = Update(objective, optimizer, schedule=schedule)
+    return Stage(name, {"teacher": update}, steps, {"teacher": Average(net, average)})
 
 
 def root_mean_square(split: Split) -> float:
@@ -118,9 +133,17 @@ def teacher(
     notes = (*pictures.choice.reasons, why, f"model {model}: {sum(p.numel() for p in net.parameters()):,} parameters")
     card = {"data": f"{pictures.facts.count} pictures", "choices": "; ".join(notes)}
     return flow_matching(
-        net, train, steps=steps, decay_steps=steps // 4, batch_size=batch_size, lr=lr, seed=seed,
-        card=card, notes=notes,
-    )  # fmt: skip
+        net,
+        train,
+        steps=steps,
+        decay_steps=steps // 4,
+        polish_steps=steps // 4,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        card=card,
+        notes=notes,
+    )
 
 
 def distill(

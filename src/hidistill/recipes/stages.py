@@ -8,7 +8,7 @@ from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples
 from hidistill.objectives.dmd import DMD
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.objectives.meanflow import MeanFlow
-from hidistill.times import Uniform
+from hidistill.times import Arcsine, Uniform
 from hidistill.train.ema import Average
 from hidistill.train.stage import Stage, Update, WarmupDecay
 from hidistill.types import (
@@ -69,6 +69,7 @@ def refine(
     lr_discriminator: float = 5e-4,
     feature_gradient: float = 0.05,
     times: TimeLaw = Uniform(0.02, 0.98),
+    fake_times: TimeLaw = Arcsine(),
     starts: tuple[float, ...] = (1.0,),
     penalty: float = 0.0,
     decay: float = 0.98,
@@ -87,6 +88,8 @@ def refine(
         lr_discriminator: of the discriminator.
         feature_gradient: size of the adversarial gradient, in the unit of DMD's normalized one.
         times: distribution of the noise level at which samples are judged.
+        fake_times: distribution of the noise level at which the fake score learns; often near the ends, for at little
+            noise it must find out what the student's samples have and data has not.
         starts: times from which the student's judged jumps start.
         penalty: weight of the approximate R1.
         decay: of the student's average.
@@ -98,7 +101,7 @@ def refine(
         )
     module = as_module(student)
     judges: dict[str, NoisedObjective] = {"dmd": DMD(fake)}
-    critics: dict[str, RolloutObjective] = {"fake": OnGenerated(FlowMatching(fake))}
+    critics: dict[str, RolloutObjective] = {"fake": OnGenerated(FlowMatching(fake, fake_times))}
     groups = [{"params": list(as_module(fake).parameters()), "lr": lr_fake}]
     if discriminator is not None:
         judges["gan"] = Fool(discriminator, Hinge())

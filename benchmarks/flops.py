@@ -1,0 +1,66 @@
+"""What each step costs, in forwards F of the student: products counted, so the machine does not matter.
+
+python benchmarks/flops.py
+"""
+
+import sys
+from copy import deepcopy
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hidistill.derivative import Forward
+from hidistill.discriminators.adaptive import Adaptive
+from hidistill.guidance import Guided
+from hidistill.recipes.stages import refine, sketch
+from hidistill.scores import markdown
+from hidistill.teachers.dit import DiT
+from hidistill.train.stage import Update
+from hidistill.types import Batch
+
+BATCH = 8
+
+
+def flops(run) -> int:  # noqa: ANN001 -- any call without arguments
+    """Products of one call; attention is counted because it is unfused."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run()
+    return counter.get_total_flops()
+
+
+def spent(update: Update, batch: Batch) -> int:
+    """Products of one update, where only what it moves has a gradient."""
+    for parameter in update.parameters():
+        parameter.requires_grad_(True)
+    total = flops(lambda: update.objective(batch).value.mean().backward())
+    for parameter in update.parameters():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    return total
+
+
+def costs(size: str) -> list[str]:
+    """The line of one size."""
+    teacher = DiT(image_size=28, channels=1, classes=10, patch=4, size=size).requires_grad_(False)
+    student, fake = teacher.student().requires_grad_(False), deepcopy(teacher)
+    head = Adaptive(teacher.feature_channels).requires_grad_(False)
+    batch, t = Batch(torch.randn(BATCH, 1, 28, 28), torch.arange(BATCH)), torch.rand(BATCH)
+    f = flops(lambda: student.mean_velocity(batch.x, t=t, r=0.5 * t, cond=batch.cond))
+    guided = Guided(teacher, scale=1.5)
+    stages = [sketch(student, guided, steps=10, derivative=Forward(), instantaneous=share) for share in (0.75, 0.25)]
+    stages.append(refine(student, guided, fake, head, steps=10))
+    updates = [*(stage.updates["student"] for stage in stages), stages[-1].updates["critics"]]
+    return [size, f"{f / BATCH / 1e9:.3f}", *(f"{spent(update, batch) / f:.2f}" for update in updates)]
+
+
+if __name__ == "__main__":
+    header = [
+        "size",
+        "F, GFLOP an image",
+        "sketch, 25 % r < t",
+        "sketch, 75 % r < t",
+        "refine, student",
+        "refine, critics",
+    ]
+    sys.stdout.write(markdown([header, *(costs(size) for size in ("mini", "tiny", "compact", "S"))]))
