@@ -65,8 +65,8 @@ def teacher(
 def distill(
     *,
     sketch_steps: int = 300,
-    refine_steps: int = 240,
-    batch_size: int = 64,
+    refine_steps: int = 450,
+    batch_size: int = 32,
     guidance: float = GUIDANCE,
     discriminator: Literal["adaptive", "pooled", "per_token", "none"] = "adaptive",
     derivative: Literal["forward", "central"] = "forward",

@@ -64,10 +64,10 @@ def refine(
     *,
     steps: int,
     every: int = 2,
-    lr: float = 1e-4,
-    lr_fake: float = 3e-4,
+    lr: float = 3e-4,
+    lr_fake: float = 6e-4,
     lr_discriminator: float = 5e-4,
-    feature_gradient: float = 0.05,
+    feature_gradient: float = 0.3,
     times: TimeLaw = Uniform(0.02, 0.98),
     fake_times: TimeLaw = Arcsine(),
     starts: tuple[float, ...] = (1.0,),
@@ -116,7 +116,7 @@ def refine(
             OnSamples(student, {"judged": noised}, differentiable=True, starts=starts),
             AdamW(module.parameters(), lr=lr, betas=(0.0, 0.99), weight_decay=0.0),
             every=every,
-            schedule=WarmupDecay(steps, min(10, steps // 10), steps // 4),
+            schedule=WarmupDecay(steps, min(10, steps // 10), steps // 3),
         ),
     }
     return Stage("refine", updates, steps, {"student": Average(module, decay)})
