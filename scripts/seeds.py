@@ -8,6 +8,7 @@ the table of means and sample standard deviations over the training seeds, and w
 evaluations of each seed.
 """
 
+import inspect
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,8 +34,10 @@ def train(folder: Path, variant: str, seed: int, arguments: dict) -> None:
     """One run without its evaluation; nothing if it is finished."""
     torch.set_num_threads(1)
     path = folder / f"{variant}-{seed}"
-    experiment = replace(distill(**arguments, seed=seed), probe=None, finish=None)
-    execute(experiment, path, recipe="fashion.distill", arguments={**arguments, "seed": seed})
+    defaults = {name: parameter.default for name, parameter in inspect.signature(distill).parameters.items()}
+    complete = defaults | arguments | {"seed": seed}
+    experiment = replace(distill(**complete), probe=None, finish=None)
+    execute(experiment, path, recipe="fashion.distill", arguments=complete)
     sys.stderr.write(f"trained {path}\n")
 
 
@@ -91,9 +94,9 @@ def main(
         processes: runs at a time, one thread each.
     """
     variants = {
-        "both stages": {"sketch_steps": sketch_steps, "refine_steps": refine_steps},
-        "refine alone, equal refine steps": {"sketch_steps": 0, "refine_steps": refine_steps},
-        "refine alone, equal compute": {"sketch_steps": 0, "refine_steps": equal_compute_steps},
+        "both-stages": {"sketch_steps": sketch_steps, "refine_steps": refine_steps},
+        "refine-equal-steps": {"sketch_steps": 0, "refine_steps": refine_steps},
+        "refine-equal-compute": {"sketch_steps": 0, "refine_steps": equal_compute_steps},
     }
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         jobs = [

@@ -242,8 +242,8 @@ class DiT(nn.Module):
 class FlowMapDiT(nn.Module):
     """A DiT as a flow map: the length of the interval, t - r, is embedded and added to the condition.
 
-    `u = velocity(x_t, t; c + interval(t - r)) + gain(c) x_t`, where the gain is one number per sample. How much of x_t a
-    mean velocity passes through depends on the interval, not on the pixel: a network that learns it by its tokens is
+    `u = velocity(x_t, t; c + interval(t - r)) + gain(c) x_t`, where the gain is one number per sample. How much of x_t
+    a mean velocity passes through depends on the interval, not on the pixel: a network that learns it by its tokens is
     left with a few percent of the noise in its one-step samples, which this number takes away.
 
     The last layer of the embedding and the gain are zero at start, so that the student begins as its teacher. The
