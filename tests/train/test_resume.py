@@ -84,6 +84,15 @@ def test_stopped_at_the_border(undisturbed, tmp_path, kind):
     assert final_state(tmp_path) == final_state(undisturbed)
 
 
+@pytest.fixture
+def keyboard():
+    """Ctrl-C as a terminal has it: a shell starts its background commands, these tests perhaps, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("keyboard")
 def test_ctrl_c_within_a_step_lets_the_step_end(undisturbed, tmp_path):
     def press(step):
         if step == 16:
@@ -98,6 +107,7 @@ def test_ctrl_c_within_a_step_lets_the_step_end(undisturbed, tmp_path):
     assert final_state(tmp_path) == final_state(undisturbed)
 
 
+@pytest.mark.usefixtures("keyboard")
 def test_second_ctrl_c_does_not_wait_and_saves_no_half_step(undisturbed, tmp_path):
     def press(step):
         if step == 16:
