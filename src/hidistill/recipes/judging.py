@@ -150,11 +150,11 @@ def contestants(
     student_steps: Sequence[int],
     precision: str,
 ) -> list[Contestant]:
-    """Students at each of their step counts; the teacher at each of its own at `scale`, and in 50 at each scale."""
+    """The student at each of its step counts, the sketch in one; the teacher at `scale`, and in 50 at each scale."""
     rows = [
         student_row(name, student, steps=steps, precision=precision)
         for name, student in students.items()
-        for steps in student_steps
+        for steps in (student_steps if name == "student" else (1,))
     ]
     if "student" in students:
         several = [steps for steps in student_steps if steps > 1]
