@@ -49,7 +49,7 @@ def digits_run(tmp_path, pictures):
 
 def images_run(tmp_path, pictures):
     path = tiny_teacher(tmp_path / "images.safetensors", size=8, channels=3, classes=2, patch=2)
-    return images.distill, {"images": pictures, "teacher": path, "batch_size": 8, "evaluate_samples": 24}
+    return images.distill, {"images": pictures, "teacher": path, "batch_size": 8, "evaluate_samples": 12}
 
 
 class Stop(Exception):
@@ -97,7 +97,7 @@ def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, tmp_path
         ({"sketch_steps": -1}, "sketch_steps=-1"),
         ({"sketch_steps": 0, "refine_steps": 0}, "one must be positive"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"evaluate_samples": 1}, "evaluate_samples=1"),
+        ({"evaluate_samples": 0}, "evaluate_samples=0"),
     ],
 )
 def test_a_plan_refuses_what_cannot_be_run(change, message):
@@ -135,3 +135,17 @@ def test_a_folder_without_classes_can_be_learned(tmp_path):
     net = experiment.modules["teacher"]
     assert (net.classes, net.channels, net.grid * net.patch) == (0, 1, 8)
     assert experiment.batch_at(0).cond.max() == 0
+
+
+def test_too_few_images_to_judge_are_refused_before_the_first_step(tmp_path, pictures):
+    path = tiny_teacher(tmp_path / "fashion.safetensors", size=28, channels=1, classes=10, patch=7)
+    with pytest.raises(ValueError, match="with 10 classes it needs at least 20"):
+        fashion.distill(teacher_weights=path, evaluate_samples=19)
+    path = tiny_teacher(tmp_path / "images.safetensors", size=8, channels=3, classes=2, patch=2)
+    with pytest.raises(ValueError, match="of 12 test images: with 2 classes it needs at least 10"):
+        images.distill(images=pictures, teacher=path, evaluate_samples=9)
+
+
+def test_a_teacher_without_steps_is_refused(pictures):
+    with pytest.raises(ValueError, match="steps=0"):
+        images.teacher(images=pictures, steps=0)

@@ -45,7 +45,7 @@ def data() -> Iterator[Finding]:
     try:
         yield Finding("full Fashion-MNIST", "ok", f"{len(full('train').images):,} to train on")
     except (FileNotFoundError, ValueError) as error:
-        yield Finding("full Fashion-MNIST", "note", f"{error}; only fashion.teacher and fashion.classifier need it")
+        yield Finding("full Fashion-MNIST", "note", f"{error}; only fashion.teacher needs it")
 
 
 def costs() -> Iterator[Finding]:

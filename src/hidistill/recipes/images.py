@@ -55,6 +55,11 @@ def flow_matching(
     First at times that are mostly in the middle, where structure is decided; then, at a lower rate, at times that are
     often near the ends. A one-step student asks its teacher at t = 1, and what leaks through there stays in its images.
     """
+    if steps < 1 or polish_steps < 0 or lr <= 0:
+        raise ValueError(
+            f"steps={steps}, polish_steps={polish_steps}, lr={lr}: a teacher needs at least one step, no negative "
+            "polish, and a positive learning rate"
+        )
     rates = WarmupDecay(steps, min(200, steps // 4), decay_steps)
     stages = [regression("teacher", net, LogitNormal(0.0, 1.2), steps=steps, lr=lr, schedule=rates, average=0.999)]
     if polish_steps:

@@ -329,6 +329,8 @@ def judge(
     from hidistill.recipes import digits, fashion, images
 
     counts = (*teacher_steps, *student_steps)
+    if not student_steps:
+        raise ValueError("no student_steps: the table would have no student; give at least one count, e.g. 1")
     if samples < 2 or any(count < 1 for count in counts) or any(scale < 0 for scale in scales):
         raise ValueError(
             f"samples={samples}, steps {counts}, scales {scales}: samples must be at least 2, steps at least 1, and "

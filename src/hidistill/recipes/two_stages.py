@@ -25,6 +25,8 @@ from hidistill.types import Batch, Derivative
 
 HEADS = {"adaptive": Adaptive, "pooled": Pooled, "per_token": PerToken}
 DERIVATIVES: dict[str, Derivative] = {"forward": Forward(), "central": Central()}
+LEAST_SAMPLES = 10
+"""Fewer images per row say nothing, and two of each class are needed for their distances."""
 TOLERATED = 0.03
 """Relative difference of the two derivatives above which a run does not start: labels dropped at random within the
 network or times rounded to bfloat16 give 0.3 and more, rounding below 0.01."""
@@ -54,9 +56,9 @@ class Plan:
                 f"sketch_steps={self.sketch_steps}, refine_steps={self.refine_steps}: neither may be negative, and one "
                 "must be positive"
             )
-        if self.batch_size < 1 or self.evaluate_samples < 10:
+        if self.batch_size < 1 or self.evaluate_samples < 1:
             raise ValueError(
-                f"batch_size={self.batch_size}, evaluate_samples={self.evaluate_samples}: use at least 1 and 10"
+                f"batch_size={self.batch_size}, evaluate_samples={self.evaluate_samples}: use at least 1 of each"
             )
         if not 0.0 <= self.guidance <= 20.0:
             raise ValueError(f"guidance={self.guidance}: the scale must be in [0, 20]; 1 is no guidance, 1.5 is usual")
@@ -66,8 +68,16 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
     """Both stages on a DiT teacher, with short evaluations along the way and a full one at the end.
 
     Raises:
+        ValueError: if too few images would be judged.
         RuntimeError: if the two derivative back ends disagree on this student.
     """
+    least = max(LEAST_SAMPLES, 2 * len(judges.test.classes))
+    if plan.evaluate_samples < least:
+        raise ValueError(
+            f"{plan.evaluate_samples} images a row of the final table, of {len(judges.test.images)} test images: "
+            f"with {len(judges.test.classes)} classes it needs at least {least}; raise evaluate_samples, or give a "
+            f"folder of at least {10 * least} pictures"
+        )
     teacher.eval().requires_grad_(False)
     torch.manual_seed(fold_in(plan.seed, "student"))
     student, guided = teacher.student(), Guided(teacher, scale=plan.guidance)
