@@ -25,6 +25,7 @@ from hidistill.recipes.fashion import GUIDANCE, TEACHER, distill, fashion_jury
 from hidistill.recipes.judging import read_student, read_teacher, resumable, student_row, teacher_row
 from hidistill.scores import Evaluation, markdown, summary, table
 from hidistill.train.driver import execute
+from hidistill.train.loop import quickest
 from hidistill.types import Gallery
 
 COLUMNS = ("name", "nfe", "agreement", "diversity", "high_frequency", "end_distance")
@@ -43,7 +44,7 @@ def train(folder: Path, variant: str, seed: int, arguments: dict) -> None:
 
 def judged(out: Path, names: Sequence[str], seed: int, samples: int, scales: Sequence[float]) -> Evaluation:
     """All students of one training seed, and the teacher, from the same noise whatever the seed."""
-    judges, net, precision = fashion_jury(), read_teacher(TEACHER), "bfloat16"
+    judges, net, precision = fashion_jury(), read_teacher(TEACHER), quickest()
     fixed = [teacher_row(net, scale=scale, steps=50, precision=precision) for scale in scales]
     fixed += [teacher_row(net, scale=GUIDANCE, steps=steps, precision=precision) for steps in (1, 2, 4, 16)]
     shared: list[Contestant | Given] = [

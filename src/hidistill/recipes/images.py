@@ -19,6 +19,7 @@ from hidistill.teachers.dit import DiT
 from hidistill.times import Arcsine, LogitNormal
 from hidistill.train.ema import Average
 from hidistill.train.experiment import Experiment, Product
+from hidistill.train.loop import quickest
 from hidistill.train.stage import Stage, Update, WarmupDecay
 from hidistill.types import Batch, Split, TimeLaw
 
@@ -72,7 +73,7 @@ def flow_matching(
         modules={"teacher": net},
         batch_at=batches(split, batch_size=batch_size, seed=seed),
         seed=seed,
-        precision="bfloat16",
+        precision=quickest(),
         products={stage.name: product for stage in stages},
         extendable=("steps", "decay_steps", "polish_steps", "data"),
         notes=notes,

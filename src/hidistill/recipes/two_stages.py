@@ -21,6 +21,7 @@ from hidistill.recipes.stages import refine, sketch
 from hidistill.seeds import fold_in
 from hidistill.teachers.dit import DiT, FlowMapDiT
 from hidistill.train.experiment import Experiment, Product
+from hidistill.train.loop import quickest
 from hidistill.types import Batch, Derivative
 
 HEADS = {"adaptive": Adaptive, "pooled": Pooled, "per_token": PerToken}
@@ -146,11 +147,11 @@ def finish(judges: Jury, teacher: DiT, plan: Plan, head: nn.Module | None, folde
         scales=plan.scales,
         teacher_steps=plan.teacher_steps,
         student_steps=(1, 2, 4),
-        precision="bfloat16",
+        precision=quickest(),
         discriminator=head if isinstance(head, Adaptive) else None,
     )
 
 
 def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What `conclude` needs of a recipe's arguments."""
-    return {"scale": float(arguments["guidance"]), "precision": "bfloat16"}
+    return {"scale": float(arguments["guidance"]), "precision": quickest()}
