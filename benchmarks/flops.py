@@ -40,9 +40,10 @@ def spent(update: Update, batch: Batch) -> int:
     return total
 
 
-def costs(size: str) -> list[str]:
+def costs(size: str, pixel_channels: int = 0) -> list[str]:
     """The line of one size."""
-    teacher = DiT(image_size=28, channels=1, classes=10, patch=4, size=size).requires_grad_(False)
+    teacher = DiT(image_size=28, channels=1, classes=10, size=size, pixel_channels=pixel_channels)
+    teacher.requires_grad_(False)
     student, fake = teacher.student().requires_grad_(False), deepcopy(teacher)
     head = Adaptive(teacher.feature_channels).requires_grad_(False)
     batch, t = Batch(torch.randn(BATCH, 1, 28, 28), torch.arange(BATCH)), torch.rand(BATCH)
@@ -51,7 +52,8 @@ def costs(size: str) -> list[str]:
     stages = [sketch(student, guided, steps=10, derivative=Forward(), instantaneous=share) for share in (0.75, 0.25)]
     stages.append(refine(student, guided, fake, head, steps=10))
     updates = [*(stage.updates["student"] for stage in stages), stages[-1].updates["critics"]]
-    return [size, f"{f / BATCH / 1e9:.3f}", *(f"{spent(update, batch) / f:.2f}" for update in updates)]
+    name = f"{size}, {pixel_channels} pixel channels" if pixel_channels else size
+    return [name, f"{f / BATCH / 1e9:.3f}", *(f"{spent(update, batch) / f:.2f}" for update in updates)]
 
 
 if __name__ == "__main__":
@@ -63,4 +65,5 @@ if __name__ == "__main__":
         "refine, student",
         "refine, critics",
     ]
-    sys.stdout.write(markdown([header, *(costs(size) for size in ("mini", "tiny", "compact", "S"))]))
+    networks = (("mini", 0), ("slim", 16), ("tiny", 0), ("compact", 0), ("S", 0))
+    sys.stdout.write(markdown([header, *(costs(*network) for network in networks)]))

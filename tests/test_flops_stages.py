@@ -36,10 +36,12 @@ def cost(update, batch, f):
     return spent
 
 
-@pytest.fixture
-def parts():
+@pytest.fixture(params=[("mini", 0), ("slim", 16)], ids=["plain", "with pixel layers"])
+def parts(request):
     """A frozen teacher, its student, a batch, and F."""
-    teacher = DiT(image_size=28, channels=1, classes=10, patch=4, size="mini").requires_grad_(False)
+    size, pixel_channels = request.param
+    teacher = DiT(image_size=28, channels=1, classes=10, size=size, pixel_channels=pixel_channels)
+    teacher.requires_grad_(False)
     student = teacher.student().requires_grad_(False)
     batch = Batch(torch.randn(B, 1, 28, 28), torch.arange(B))
     t = torch.rand(B)

@@ -42,8 +42,8 @@ def mixture():
     return Mixture(MEANS, STDS, classes=CLASSES, weights=WEIGHTS)
 
 
-def dit(classes=2):
-    return randomized(DiT(image_size=4, channels=2, patch=2, classes=classes, size="mini", taps=(0, 3)))
+def dit(classes=2, **options):
+    return randomized(DiT(image_size=4, channels=2, patch=2, classes=classes, size="mini", taps=(0, 3), **options))
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ FAMILIES = {
         lambda: randomized(MLP(dim=2, classes=0, width=16, depth=2)), (2,), conditional=False
     ),
     "dit": Family(dit, (2, 4, 4)),
+    "dit with pixel layers": Family(lambda: dit(activation="silu", pixel_channels=6), (2, 4, 4)),
     "guided dit": Family(lambda: Guided(dit(), 2.0, 0.0, 0.8), (2, 4, 4), student=None),
 }
 B = 5
