@@ -43,7 +43,7 @@ SIZES = {
     "L": Size(1024, 24, 16),
     "XL": Size(1152, 28, 16),
 }
-"""S to XL are the sizes of arXiv 2212.09748, table 1; the smaller ones are ours, for CPUs (0.7 M, 1.3 M, 1.9 M, 5.6 M)."""
+"""S to XL are the sizes of arXiv 2212.09748, table 1; the smaller ones are ours, for CPUs (0.7 M to 5.6 M weights)."""
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": partial(nn.GELU, approximate="tanh"), "silu": nn.SiLU}
