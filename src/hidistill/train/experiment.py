@@ -48,7 +48,8 @@ class Experiment:
         probe: a short evaluation along the way: name of the stage -> numbers.
         probe_every: steps between two probes, and one more at each stage's end; 0 is never.
         finish: runs once after the last stage, with the run's folder.
-        extendable: arguments of the recipe that may differ when a run is taken up again, e.g. ("steps",).
+        extendable: arguments of the recipe that may differ when a run is taken up again, e.g. ("steps",); the length of
+            a stage only while it runs, for its averages and its learning rate end with it.
         notes: what the recipe chose by itself, and why; shown at the start.
     """
 
