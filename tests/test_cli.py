@@ -274,6 +274,7 @@ def test_sample_of_a_run_takes_its_teacher_with_guidance(said, recipe, tmp_path)
     [
         (["--label", "3"], "--label 3: labels are 0 to 2"),
         (["--label", "-1"], "--label -1: labels are 0 to 2"),
+        (["--label", "shirt"], "--label shirt: these weights know no names of classes; labels are 0 to 2"),
         (["--steps", "0"], "--steps 0: a sampler makes 1 to 1000 steps"),
         (["--steps", "1001"], "--steps 1001"),
         (["--count", "0"], "--count 0: from 1 to 100,000"),
@@ -288,6 +289,26 @@ def test_sample_refuses(said, student, words, message):
     assert message in text
 
 
+def test_sample_by_the_name_of_a_class(said, tmp_path):
+    path, out, npz = tmp_path / "named.safetensors", tmp_path / "x.png", tmp_path / "x.npz"
+    net = DiT(image_size=8, channels=1, classes=3, patch=4, size=Size(8, 1, 1), taps=(0,)).student()
+    weights.save(path, net, family="dit-flow-map", config=net.config, classes=("T-shirt", "2", "bag, large"))
+
+    def label(given):
+        status, text = said("sample", path, "--count", "2", "--label", given, "--out", out, "--npz", npz)
+        assert status == 0, text
+        with np.load(npz) as content:
+            return sorted(set(content["labels"].tolist())), text
+
+    assert label("T-shirt")[0] == label("0")[0] == [0]
+    assert label("bag, large")[0] == [2]
+    assert label("2")[0] == [1], "a name comes before a number"
+    assert "2 images of class 2, bag, large, in 1 step of jump" in label("bag, large")[1]
+    status, text = said("sample", path, "--label", "tshirt", "--out", out)
+    assert status == 2
+    assert "no class has this name; did you mean 'T-shirt'? Labels are T-shirt, 2, bag, large, or 0 to 2" in text
+
+
 def test_sample_refuses_a_negative_scale_of_a_teacher(said, tmp_path):
     net = DiT(image_size=8, channels=1, classes=0, patch=4, size=Size(8, 1, 1), taps=(0,))
     weights.save(tmp_path / "teacher.safetensors", net, family="dit", config=net.config)
@@ -300,7 +321,7 @@ def test_sample_refuses_a_negative_scale_of_a_teacher(said, tmp_path):
 
 
 def test_sample_refuses_what_is_no_student(said, tmp_path, student):
-    assert "there is no weights file" in said("sample", tmp_path / "none.safetensors")[1]
+    assert "there is no such file or folder" in said("sample", tmp_path / "none.safetensors")[1]
     assert "models has none of student.safetensors" in said("sample", tmp_path)[1]
     other = tmp_path / "other.safetensors"
     weights.save(other, torch.nn.Linear(1, 1), family="line", config={})

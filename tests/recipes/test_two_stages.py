@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hidistill import weights
+from hidistill.data.fashion import CLASSES as FASHION
 from hidistill.recipes import digits, fashion, images
 from hidistill.recipes.two_stages import Plan
 from hidistill.teachers.dit import DiT, Size
@@ -56,8 +57,11 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("made", [fashion_run, digits_run, images_run])
-def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, tmp_path, pictures):
+@pytest.mark.parametrize(
+    ("made", "classes"),
+    [(fashion_run, FASHION), (digits_run, tuple("0123456789")), (images_run, ("dark", "light"))],
+)
+def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, classes, tmp_path, pictures):
     recipe, arguments = made(tmp_path, pictures)
     arguments = {**arguments, "sketch_steps": 3, "refine_steps": 4}
 
@@ -84,6 +88,7 @@ def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, tmp_path
         first, second = (load_file(tmp_path / run / "models" / f"{name}.safetensors") for run in ("whole", "parts"))
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
+        assert weights.read(tmp_path / "whole" / "models" / f"{name}.safetensors").classes == classes
     rows = json.loads((tmp_path / "parts" / "evaluation.json").read_text())["rows"]
     assert {"student, 1 step", "sketch, 1 step", "real training images"} <= {row["name"] for row in rows}
     assert (tmp_path / "parts" / "report.html").stat().st_size > 10_000
@@ -119,6 +124,11 @@ def test_pictures_of_another_kind_than_the_teachers_are_refused(tmp_path, pictur
     path = tiny_teacher(tmp_path / "gray.safetensors", size=8, channels=1, classes=2, patch=2)
     with pytest.raises(ValueError, match="holds pictures of 3 channels in 2 classes; this teacher knows 1"):
         images.distill(images=pictures, teacher=path)
+
+
+def test_a_teacher_knows_the_names_of_its_classes(pictures):
+    experiment = images.teacher(images=pictures, steps=1, model="mini")
+    assert {product.classes for product in experiment.products.values()} == {("dark", "light")}
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused(pictures):

@@ -67,7 +67,7 @@ def flow_matching(
         warmup = min(20, polish_steps // 4)
         rates = WarmupDecay(polish_steps, warmup, polish_steps - warmup)
         stages.append(regression("polish", net, Arcsine(), steps=polish_steps, lr=lr / 2, schedule=rates, average=0.99))
-    product = Product("teacher", "teacher.safetensors", "dit", net.config, card)
+    product = Product("teacher", "teacher.safetensors", "dit", net.config, card, split.classes)
     return Experiment(
         stages=stages,
         modules={"teacher": net},

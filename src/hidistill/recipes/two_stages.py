@@ -86,14 +86,15 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
     head = None if plan.discriminator == "none" else HEADS[plan.discriminator](teacher.feature_channels)
     check_derivative(student, guided, batch_at(0))
     stages, modules, products = [], {"student": student}, {}
+    product = partial(Product, "student", family="dit-flow-map", config=student.config, classes=judges.test.classes)
     if plan.sketch_steps:
         derivative = DERIVATIVES[plan.derivative]
         stages.append(sketch(student, guided, steps=plan.sketch_steps, derivative=derivative))
-        products["sketch"] = Product("student", "sketch.safetensors", "dit-flow-map", student.config)
+        products["sketch"] = product(file="sketch.safetensors")
     if plan.refine_steps:
         stages.append(refine(student, guided, fake, head, steps=plan.refine_steps))
         modules |= {"fake": fake} | ({"discriminator": head} if head is not None else {})
-        products["refine"] = Product("student", "student.safetensors", "dit-flow-map", student.config)
+        products["refine"] = product(file="student.safetensors")
     averages = {stage.name: stage.averages["student"].module for stage in stages}
 
     def probe(stage: str) -> Mapping[str, float]:

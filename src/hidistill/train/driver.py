@@ -211,7 +211,8 @@ class Run:
             card |= {"seed": str(self.experiment.seed), "version": __version__} | dict(product.card)
             path = self.folder / "models" / product.file
             module = self.experiment.modules[product.role]
-            weights.save(path, module, family=product.family, config=product.config, card=card)
+            about = {"family": product.family, "config": product.config, "classes": product.classes}
+            weights.save(path, module, **about, card=card)
             message = str(path)
         if self.experiment.probe_every:
             self.probe()

@@ -22,6 +22,7 @@ class Product:
         family: see `hidistill.weights.save`.
         config: see `hidistill.weights.save`.
         card: lines for the model card beside those that the driver knows (recipe, stage, steps, seed, version).
+        classes: names of the classes by label, so that samples can be asked for by name; empty if there are none.
     """
 
     role: str
@@ -29,6 +30,7 @@ class Product:
     family: str
     config: Mapping[str, Any]
     card: Mapping[str, str] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
