@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from hidistill import weights
 from hidistill.data.fashion import CLASSES as FASHION
+from hidistill.metrics.classifier import Classifier, save_classifier
 from hidistill.recipes import digits, fashion, images
 from hidistill.recipes.two_stages import Plan
 from hidistill.teachers.dit import DiT, Size
@@ -154,6 +155,17 @@ def test_too_few_images_to_judge_are_refused_before_the_first_step(tmp_path, pic
     path = tiny_teacher(tmp_path / "images.safetensors", size=8, channels=3, classes=2, patch=2)
     with pytest.raises(ValueError, match="of 12 test images: with 2 classes it needs at least 10"):
         images.distill(images=pictures, teacher=path, evaluate_samples=9)
+
+
+def test_more_images_to_judge_than_there_are_real_ones_are_refused_or_told(tmp_path, pictures):
+    path = tiny_teacher(tmp_path / "fashion.safetensors", size=28, channels=1, classes=10, patch=7)
+    with pytest.raises(ValueError, match=r"2001 images .* of 2000 test images: .* choose 20 to 2000"):
+        fashion.distill(teacher_weights=path, evaluate_samples=2001)
+    path = tiny_teacher(tmp_path / "images.safetensors", size=8, channels=3, classes=2, patch=2)
+    save_classifier(tmp_path / "classifier.safetensors", Classifier(2, 3), {})  # as if one had been trained
+    told = images.distill(images=pictures, teacher=path, evaluate_samples=13)
+    assert told.notes == ("12 images a row of the final table rather than 13: there are 12 test pictures",)
+    assert images.distill(images=pictures, teacher=path, evaluate_samples=12).notes == ()
 
 
 def test_a_teacher_without_steps_is_refused(pictures):

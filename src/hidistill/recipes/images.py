@@ -1,6 +1,7 @@
 """Any folder of pictures: its own teacher, and the teacher's distillation into a one-step student."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +186,7 @@ def distill(
     net = read_teacher(weights_of(teacher))
     pictures = load(images, int(net.config["image_size"]))
     refuse_mismatch(net, pictures, images)
+    most = len(pictures.split("test").images)
     plan = Plan(
         sketch_steps=sketch_steps,
         refine_steps=refine_steps,
@@ -192,11 +194,14 @@ def distill(
         guidance=guidance if net.classes else 1.0,
         discriminator=discriminator,
         derivative=derivative,
-        evaluate_samples=min(evaluate_samples, len(pictures.split("test").images)),
+        evaluate_samples=min(evaluate_samples, most),
         seed=seed,
     )
     batch_at = batches(pictures.split("train"), batch_size=batch_size, seed=seed)
-    return distillation(net, plan, batch_at=batch_at, judges=folder_jury(pictures, weights_of(teacher).parent))
+    judges = folder_jury(pictures, weights_of(teacher).parent)
+    fewer = (f"{most} images a row of the final table rather than {evaluate_samples}: there are {most} test pictures",)
+    experiment = distillation(net, plan, batch_at=batch_at, judges=judges)
+    return replace(experiment, notes=fewer if evaluate_samples > most else ())
 
 
 def load(folder: Path, size: int | None) -> Pictures:
@@ -242,8 +247,9 @@ def bench(run: Path, arguments: Mapping[str, Any]) -> tuple[Jury, DiT, dict[str,
     """What `hidistill evaluate` needs to know of a run of `distill`."""
     del run
     path = weights_of(Path(arguments["teacher"]))
-    net = read_teacher(path)
-    pictures = load(Path(arguments["images"]), int(net.config["image_size"]))
+    net, folder = read_teacher(path), Path(arguments["images"])
+    pictures = load(folder, int(net.config["image_size"]))
+    refuse_mismatch(net, pictures, folder)
     return folder_jury(pictures, path.parent), net, settings(arguments)
 
 

@@ -16,7 +16,7 @@ from hidistill.discriminators.per_token import PerToken
 from hidistill.discriminators.pooled import Pooled
 from hidistill.guidance import Guided
 from hidistill.path import interpolate
-from hidistill.recipes.judging import Jury, attention_maps, conclude, short_evaluation
+from hidistill.recipes.judging import Jury, attention_maps, conclude, refuse_count, short_evaluation
 from hidistill.recipes.stages import refine, sketch
 from hidistill.seeds import fold_in
 from hidistill.teachers.dit import DiT, FlowMapDiT
@@ -26,8 +26,6 @@ from hidistill.types import Batch, Derivative
 
 HEADS = {"adaptive": Adaptive, "pooled": Pooled, "per_token": PerToken}
 DERIVATIVES: dict[str, Derivative] = {"forward": Forward(), "central": Central()}
-LEAST_SAMPLES = 10
-"""Fewer images per row say nothing, and two of each class are needed for their distances."""
 TOLERATED = 0.03
 """Relative difference of the two derivatives above which a run does not start: labels dropped at random within the
 network or times rounded to bfloat16 give 0.3 and more, rounding below 0.01."""
@@ -69,16 +67,10 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
     """Both stages on a DiT teacher, with short evaluations along the way and a full one at the end.
 
     Raises:
-        ValueError: if too few images would be judged.
+        ValueError: if too few images would be judged, or more than there are test images.
         RuntimeError: if the two derivative back ends disagree on this student.
     """
-    least = max(LEAST_SAMPLES, 2 * len(judges.test.classes))
-    if plan.evaluate_samples < least:
-        raise ValueError(
-            f"{plan.evaluate_samples} images a row of the final table, of {len(judges.test.images)} test images: "
-            f"with {len(judges.test.classes)} classes it needs at least {least}; raise evaluate_samples, or give a "
-            f"folder of at least {10 * least} pictures"
-        )
+    refuse_count(judges, plan.evaluate_samples)
     teacher.eval().requires_grad_(False)
     torch.manual_seed(fold_in(plan.seed, "student"))
     student, guided = teacher.student(), Guided(teacher, scale=plan.guidance)
