@@ -1,6 +1,9 @@
 """The command line: every command's help, what bad input says, exit statuses, and a whole tiny run."""
 
 import io
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +14,7 @@ from rich.console import Console
 
 from hidistill import weights
 from hidistill.cli import COMMANDS, lookup, main, outcome, progress
+from hidistill.cli.commands.train import names
 from hidistill.cli.progress import duration
 from hidistill.scores import Evaluation, Row
 from hidistill.teachers.dit import DiT, Size
@@ -119,6 +123,14 @@ def test_list_shows_every_recipe(said):
     assert all(name in text for name in names)
 
 
+def test_the_help_of_train_names_every_recipe_without_torch(said):
+    status, text = said("train", "--help")
+    assert (status, names()) == (0, list(lookup.bundled()))
+    assert all(name in text for name in names())
+    script = "import sys; from hidistill.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
 def test_every_bundled_recipe_says_what_it_needs_and_reaches():
     for recipe in lookup.bundled().values():
         assert lookup.summary(recipe), recipe.name
@@ -144,6 +156,11 @@ def test_unknown_recipe_names_the_nearest_and_all(said):
     ("words", "message"),
     [
         (["none.py:tiny"], "none.py does not exist"),
+        (["none.py"], "none.py does not exist"),
+        (
+            ["images.distill", "--images", "x", "--teacher", "nowhere"],
+            "teacher nowhere: there is no such file or folder",
+        ),
         (["no.such.module:tiny"], "no module named 'no.such.module'"),
         (["json:lods"], "did you mean 'loads'?"),
         (["--out", "x"], "came before the recipe"),
@@ -159,6 +176,17 @@ def test_a_recipe_must_return_an_experiment(said, recipe):
     status, text = said("train", recipe.replace(":tiny", ":pointless"), "--out", "unused")
     assert status == 2
     assert "returned a int; a recipe returns an Experiment" in text
+
+
+def test_a_file_without_a_function_names_its_recipes(said, recipe, tmp_path):
+    status, text = said("train", recipe.removesuffix(":tiny"))
+    assert status == 2
+    assert f"a recipe is a function of a file, FILE.py:FUNCTION; write {recipe}" in text
+    assert "pointless" not in text
+    (tmp_path / "none.py").write_text("def f() -> int:\n    return 0\n")
+    assert "FILE.py:FUNCTION, one that returns an Experiment" in said("train", tmp_path / "none.py")[1]
+    (tmp_path / "late.py").write_text(f"from __future__ import annotations\n{RECIPE}")
+    assert "late.py:tiny" in said("train", tmp_path / "late.py")[1]
 
 
 def test_unknown_option_names_the_nearest(said, recipe):
@@ -232,6 +260,20 @@ def test_interrupted_run_goes_on(said, recipe, tmp_path):
     status, text = said(*words)
     assert status == 0
     assert "goes on from step 100 of 120" in text
+
+
+def test_a_run_whose_only_checkpoint_is_truncated(said, recipe, tmp_path):
+    run = tmp_path / "run"
+    assert said("train", recipe, "--out", run)[0] == 0
+    (run / "finished").unlink()
+    for path in run.glob("checkpoints/*/teacher.safetensors"):
+        path.write_bytes(path.read_bytes()[:40])
+    status, text = said("train", recipe, "--out", run)
+    assert status == 2
+    assert "teacher.safetensors has 40 bytes" in text
+    assert f"Remove {run / 'checkpoints'} to begin this run again at its first step, or use another --out" in text
+    shutil.rmtree(run / "checkpoints")
+    assert said("train", recipe, "--out", run)[0] == 0
 
 
 def test_sample_writes_picture_and_array(said, student, tmp_path):

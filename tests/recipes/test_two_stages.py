@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,9 +167,43 @@ def test_more_images_to_judge_than_there_are_real_ones_are_refused_or_told(tmp_p
     save_classifier(tmp_path / "classifier.safetensors", Classifier(2, 3), {})  # as if one had been trained
     told = images.distill(images=pictures, teacher=path, evaluate_samples=13)
     assert told.notes == ("12 images a row of the final table rather than 13: there are 12 test pictures",)
-    assert images.distill(images=pictures, teacher=path, evaluate_samples=12).notes == ()
 
 
-def test_a_teacher_without_steps_is_refused(pictures):
-    with pytest.raises(ValueError, match="steps=0"):
-        images.teacher(images=pictures, steps=0)
+@pytest.mark.parametrize("recipe", [partial(images.teacher, images=Path("none")), fashion.teacher, digits.teacher])
+@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": -1}, {"batch_size": 0}, {"lr": -1.0}, {"lr": float("nan")}])
+def test_a_teacher_without_steps_is_refused_before_data_is_read(recipe, change):
+    [(name, value)] = change.items()
+    with pytest.raises(ValueError, match=f"^{name}={value}: [^_=]*; leave it out"):
+        recipe(**change)
+
+
+def test_a_decay_longer_than_its_stage_is_refused(pictures):
+    net = DiT(image_size=8, channels=3, classes=2, patch=2, size=Size(32, 2, 2))
+    for lengths in ({"decay_steps": 76, "polish_steps": 0}, {"decay_steps": 9, "polish_steps": -1}):
+        with pytest.raises(ValueError, match="of 100 steps the last 0 to 75 can be decay_steps"):
+            images.flow_matching(
+                net,
+                images.load(pictures, None).split("train"),
+                steps=100,
+                batch_size=8,
+                lr=0.1,
+                seed=0,
+                card={},
+                **lengths,
+            )
+
+
+@pytest.mark.parametrize(("size", "words"), [(512, "such as 160.*patch=16"), (29, "such as 28, or choose patch=1 ")])
+def test_a_size_that_leaves_coarse_patches_is_refused_unless_a_patch_is_given(pictures, size, words):
+    with pytest.raises(ValueError, match=f"size={size}: .*{words}"):
+        images.teacher(images=Path("none"), size=size)
+    if size == 29:
+        net = images.teacher(images=pictures, size=size, patch=29, model="mini").modules["teacher"]
+        assert net.patch == 29
+
+
+def test_models_and_patches_that_there_are_not(pictures):
+    with pytest.raises(ValueError, match="model='huge': unknown; choose one of mini"):
+        images.teacher(images=pictures, model="huge")
+    with pytest.raises(ValueError, match="patch=0"):
+        images.teacher(images=pictures, patch=0)

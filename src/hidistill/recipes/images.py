@@ -16,7 +16,7 @@ from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.recipes.judging import Jury, jury, read_teacher
 from hidistill.recipes.two_stages import Plan, distillation, settings
 from hidistill.seeds import fold_in, shuffled
-from hidistill.teachers.dit import DiT
+from hidistill.teachers.dit import SIZES, DiT
 from hidistill.times import Arcsine, LogitNormal
 from hidistill.train.ema import Average
 from hidistill.train.experiment import Experiment, Product
@@ -26,6 +26,8 @@ from hidistill.types import Batch, Split, TimeLaw
 
 LARGEST_PATCH_COUNT = 100
 """Tokens per image that a CPU is asked to carry unless a patch is given."""
+LARGEST_PATCH = 16
+"""Side of a patch in pixels, unless one is given: a token of a DiT has few numbers for the pixels of a larger one."""
 
 
 def batches(split: Split, *, batch_size: int, seed: int):  # noqa: ANN201 -- a function of the step
@@ -57,12 +59,14 @@ def flow_matching(
     First at times that are mostly in the middle, where structure is decided; then, at a lower rate, at times that are
     often near the ends. A one-step student asks its teacher at t = 1, and what leaks through there stays in its images.
     """
-    if steps < 1 or polish_steps < 0 or lr <= 0:
+    refuse_training(lr=lr, steps=steps, batch_size=batch_size)
+    warmup = min(200, steps // 4)
+    if polish_steps < 0 or not 0 <= decay_steps <= steps - warmup:
         raise ValueError(
-            f"steps={steps}, polish_steps={polish_steps}, lr={lr}: a teacher needs at least one step, no negative "
-            "polish, and a positive learning rate"
+            f"polish_steps={polish_steps}, decay_steps={decay_steps}: polish_steps must not be negative, and of "
+            f"{steps} steps the last 0 to {steps - warmup} can be decay_steps"
         )
-    rates = WarmupDecay(steps, min(200, steps // 4), decay_steps)
+    rates = WarmupDecay(steps, warmup, decay_steps)
     stages = [regression("teacher", net, LogitNormal(0.0, 1.2), steps=steps, lr=lr, schedule=rates, average=0.999)]
     if polish_steps:
         warmup = min(20, polish_steps // 4)
@@ -81,6 +85,25 @@ def flow_matching(
     )
 
 
+def refuse_network(*, model: str, size: int | None, patch: int | None) -> None:
+    """Refuse a network that cannot be, before pictures are read and enlarged for it."""
+    if model not in SIZES:
+        raise ValueError(f"model={model!r}: unknown; choose one of {', '.join(SIZES)}")
+    if patch is not None and patch < 1:
+        raise ValueError(f"patch={patch}: the side of a patch is at least 1 pixel; leave it out to have it chosen")
+    if size is not None and size > 0 and patch is None:
+        choose_patch(size)
+
+
+def refuse_training(*, lr: float, **counts: int) -> None:
+    """Refuse counts below 1 and a learning rate that is not positive; recipes ask before they read their data."""
+    wrong = ", ".join(f"{name}={count}" for name, count in counts.items() if count < 1)
+    if wrong:
+        raise ValueError(f"{wrong}: a teacher's training needs at least 1; leave it out for the usual number")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr={lr}: a learning rate is a positive number; leave it out for the usual one")
+
+
 def regression(
     name: str, net: DiT, times: TimeLaw, *, steps: int, lr: float, schedule: WarmupDecay, average: float
 ) -> Stage:
@@ -96,10 +119,27 @@ def root_mean_square(split: Split) -> float:
     return round(Pixels().encode(split.images[:2000].float() / 255).square().mean().sqrt().item(), 2)
 
 
-def choose_patch(size: int) -> int:
+def smallest_patch(size: int) -> int:
     """The smallest patch that divides the image and leaves a CPU few enough tokens."""
-    fits = [p for p in range(1, size + 1) if size % p == 0]
-    return next(p for p in fits if (size // p) ** 2 <= LARGEST_PATCH_COUNT)
+    return next(p for p in range(1, size + 1) if size % p == 0 and (size // p) ** 2 <= LARGEST_PATCH_COUNT)
+
+
+def choose_patch(size: int) -> int:
+    """The smallest patch that divides the image and leaves few tokens, unless it would be too coarse to draw with.
+
+    Raises:
+        ValueError: if it would be too coarse; names sizes and patches that are not.
+    """
+    patch = smallest_patch(size)
+    if patch > LARGEST_PATCH:
+        near = max(side for side in range(1, size) if smallest_patch(side) <= LARGEST_PATCH)
+        finest = max(p for p in range(1, LARGEST_PATCH + 1) if size % p == 0)
+        raise ValueError(
+            f"size={size}: at most {LARGEST_PATCH_COUNT} tokens an image would need patches of {patch} pixels, and over "
+            f"{LARGEST_PATCH} they are too coarse to be chosen. Give a smaller size, such as {near}, or choose "
+            f"patch={finest} yourself, which makes {(size // finest) ** 2:,} tokens an image"
+        )
+    return patch
 
 
 def teacher(
@@ -128,6 +168,8 @@ def teacher(
         lr: learning rate of AdamW.
         seed: of weights, data order, noise and dropped labels.
     """
+    refuse_training(lr=lr, steps=steps, batch_size=batch_size)
+    refuse_network(model=model, size=size, patch=patch)
     pictures = load(images, size)
     side, channels, classes = pictures.choice.size, pictures.choice.channels, len(pictures.classes)
     chosen = patch if patch is not None else choose_patch(side)
@@ -216,8 +258,22 @@ def read_once(folder: Path, size: int | None) -> Pictures:
 
 
 def weights_of(teacher: Path) -> Path:
-    """The weights file of a teacher's run folder, or the file itself."""
-    return teacher / "models" / "teacher.safetensors" if teacher.is_dir() else teacher
+    """The weights file of a teacher's run folder, or the file itself.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not teacher.exists():
+        raise ValueError(
+            f"teacher {teacher}: there is no such file or folder; give the folder of the teacher's run, or its weights, "
+            "a .safetensors file"
+        )
+    path = teacher / "models" / "teacher.safetensors" if teacher.is_dir() else teacher
+    if not path.exists():
+        raise ValueError(
+            f"teacher {teacher}: this folder has no {path.relative_to(teacher)}; finish its training first"
+        )
+    return path
 
 
 def refuse_mismatch(net: DiT, pictures: Pictures, folder: Path) -> None:
