@@ -14,6 +14,7 @@ from hidistill.data.images import Pictures, read
 from hidistill.metrics.classifier import Classifier, accuracy, read_classifier, save_classifier, train_classifier
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.recipes.judging import Jury, jury, read_teacher
+from hidistill.recipes.patches import choose_patch
 from hidistill.recipes.two_stages import Plan, distillation, settings
 from hidistill.seeds import fold_in, shuffled
 from hidistill.teachers.dit import SIZES, DiT
@@ -23,11 +24,6 @@ from hidistill.train.experiment import Experiment, Product
 from hidistill.train.loop import quickest
 from hidistill.train.stage import Stage, Update, WarmupDecay
 from hidistill.types import Batch, Split, TimeLaw
-
-LARGEST_PATCH_COUNT = 100
-"""Tokens per image that a CPU is asked to carry unless a patch is given."""
-LARGEST_PATCH = 16
-"""Side of a patch in pixels, unless one is given: a token of a DiT has few numbers for the pixels of a larger one."""
 
 
 def batches(split: Split, *, batch_size: int, seed: int):  # noqa: ANN201 -- a function of the step
@@ -117,29 +113,6 @@ def regression(
 def root_mean_square(split: Split) -> float:
     """Of the encoded pixels, to two digits: what a DiT's preconditioning needs to know of its data."""
     return round(Pixels().encode(split.images[:2000].float() / 255).square().mean().sqrt().item(), 2)
-
-
-def smallest_patch(size: int) -> int:
-    """The smallest patch that divides the image and leaves a CPU few enough tokens."""
-    return next(p for p in range(1, size + 1) if size % p == 0 and (size // p) ** 2 <= LARGEST_PATCH_COUNT)
-
-
-def choose_patch(size: int) -> int:
-    """The smallest patch that divides the image and leaves few tokens, unless it would be too coarse to draw with.
-
-    Raises:
-        ValueError: if it would be too coarse; names sizes and patches that are not.
-    """
-    patch = smallest_patch(size)
-    if patch > LARGEST_PATCH:
-        near = max(side for side in range(1, size) if smallest_patch(side) <= LARGEST_PATCH)
-        finest = max(p for p in range(1, LARGEST_PATCH + 1) if size % p == 0)
-        raise ValueError(
-            f"size={size}: at most {LARGEST_PATCH_COUNT} tokens an image would need patches of {patch} pixels, and over "
-            f"{LARGEST_PATCH} they are too coarse to be chosen. Give a smaller size, such as {near}, or choose "
-            f"patch={finest} yourself, which makes {(size // finest) ** 2:,} tokens an image"
-        )
-    return patch
 
 
 def teacher(
@@ -265,8 +238,8 @@ def weights_of(teacher: Path) -> Path:
     """
     if not teacher.exists():
         raise ValueError(
-            f"teacher {teacher}: there is no such file or folder; give the folder of the teacher's run, or its weights, "
-            "a .safetensors file"
+            f"teacher {teacher}: there is no such file or folder; give the folder of the teacher's run, or its "
+            "weights, a .safetensors file"
         )
     path = teacher / "models" / "teacher.safetensors" if teacher.is_dir() else teacher
     if not path.exists():
