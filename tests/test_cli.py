@@ -448,11 +448,46 @@ def test_the_table_of_a_run(tmp_path, capsys):
     text = capsys.readouterr().out
     for words in (
         "10 images, seed 3",
-        "Fréchet distance ↓",
-        "high-frequency ratio → 1",
+        "features of A: classifier",
+        "A\N{NO-BREAK SPACE}↓",
+        "→\N{NO-BREAK SPACE}1",
         "1.250",
         "0.500",
         "report.html",
     ):
         assert words in text
     assert "0.750" not in text  # the page has all numbers, the terminal the telling ones
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_table_is_whole_on_a_terminal(width):
+    spaces = ("fashion-classifier-64", "efficientnet-lite0-64px")
+    numbers = {f"{name}/{space}": 1234.5 if name == "fd" else 0.456 for name in ("fd", "recall") for space in spaces}
+    numbers |= {"high_frequency": 0.789, "agreement": 0.9, "end_distance": 0.12}
+    name = "teacher, scale 1.5, 50 steps"
+    evaluation = {
+        "n": 10,
+        "seed": 0,
+        "rows": [{"name": name, "nfe": 100, "seconds_per_image": 1.0, "metrics": numbers}],
+    }
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    console.print(outcome.table(evaluation, costs=width >= outcome.NARROW))
+    lines = file.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= width
+    words = set(" ".join(lines).replace("\N{NO-BREAK SPACE}", " ").replace(",", " ").split())
+    expected = {
+        *spaces,
+        "Fréchet",
+        "distance",
+        "frequency",
+        "agreement",
+        "recall",
+        "teacher's",
+        "1234.50",
+        "0.456",
+        "steps",
+    }
+    expected |= {"A", "B", "↓", "↑", "scale", "1.5", "0.789", "0.120"} | ({"passes"} if width > 80 else set())
+    assert expected <= words
+    assert "…" not in " ".join(lines)
