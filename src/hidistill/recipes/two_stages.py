@@ -16,7 +16,7 @@ from hidistill.discriminators.per_token import PerToken
 from hidistill.discriminators.pooled import Pooled
 from hidistill.guidance import Guided
 from hidistill.path import interpolate
-from hidistill.recipes.judging import Jury, attention_maps, conclude, refuse_count, short_evaluation
+from hidistill.recipes.judging import Jury, attention_maps, conclude, contestants, refuse_count, short_evaluation
 from hidistill.recipes.stages import refine, sketch
 from hidistill.seeds import fold_in
 from hidistill.teachers.dit import DiT, FlowMapDiT
@@ -63,6 +63,54 @@ class Plan:
             raise ValueError(f"guidance={self.guidance}: the scale must be in [0, 20]; 1 is no guidance, 1.5 is usual")
 
 
+@dataclass(frozen=True)
+class Finish:
+    """The full evaluation, the pictures and the page of a finished run.
+
+    Args:
+        judges: who judges.
+        teacher: whom the student is compared with.
+        plan: which rows there are, and of how many images.
+        head: the discriminator, whose attention is drawn.
+    """
+
+    judges: Jury
+    teacher: DiT
+    plan: Plan
+    head: nn.Module | None
+
+    def __call__(self, folder: Path) -> None:
+        """Evaluate the run in a folder."""
+        conclude(
+            folder,
+            self.judges,
+            self.teacher,
+            samples=self.plan.evaluate_samples,
+            seed=self.plan.seed,
+            discriminator=self.head if isinstance(self.head, Adaptive) else None,
+            **self.rows,
+        )
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """Which rows the table has."""
+        return {
+            "scale": self.plan.guidance,
+            "scales": self.plan.scales,
+            "teacher_steps": self.plan.teacher_steps,
+            "student_steps": (1, 2, 4),
+            "precision": quickest(),
+        }
+
+    @property
+    def passes(self) -> list[int]:
+        """Network passes per image, of each row that is drawn."""
+        lengths = {"sketch": self.plan.sketch_steps, "student": self.plan.refine_steps}
+        student = self.teacher.student()
+        students = {name: student for name, steps in lengths.items() if steps}
+        return [row.nfe for row in contestants(self.teacher, students, **self.rows)]
+
+
 def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], judges: Jury) -> Experiment:
     """Both stages on a DiT teacher, with short evaluations along the way and a full one at the end.
 
@@ -107,7 +155,7 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
         products=products,
         probe=probe,
         probe_every=max(20, (plan.sketch_steps + plan.refine_steps) // 12),
-        finish=partial(finish, judges, teacher, plan, head),
+        finish=Finish(judges, teacher, plan, head),
     )
 
 
@@ -126,23 +174,6 @@ def check_derivative(student: FlowMapDiT, guided: Guided, batch: Batch) -> None:
             f"forward mode and central differences differ by {difference:.1%} on this student (at most {TOLERATED:.0%} "
             "is rounding); look for randomness in its forward pass, or times that are rounded to bfloat16"
         )
-
-
-def finish(judges: Jury, teacher: DiT, plan: Plan, head: nn.Module | None, folder: Path) -> None:
-    """The full evaluation, the pictures and the page of a finished run."""
-    conclude(
-        folder,
-        judges,
-        teacher,
-        scale=plan.guidance,
-        samples=plan.evaluate_samples,
-        seed=plan.seed,
-        scales=plan.scales,
-        teacher_steps=plan.teacher_steps,
-        student_steps=(1, 2, 4),
-        precision=quickest(),
-        discriminator=head if isinstance(head, Adaptive) else None,
-    )
 
 
 def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
