@@ -16,6 +16,7 @@ import torch
 import tyro
 
 from hidistill import weights
+from hidistill.data.fashion import CLASSES
 from hidistill.recipes.fashion import GUIDANCE, TEACHER
 from hidistill.recipes.judging import read_teacher
 from hidistill.scores import Evaluation
@@ -47,7 +48,8 @@ def main(run: tyro.conf.Positional[Path], *, evaluation: Path | None = None) -> 
             if row.kind == "teacher":
                 numbers = {name: round(value, 4) for name, value in row.metrics.items()}
                 card[f"measured: {row.name}, {row.n} images against the test images"] = json.dumps(numbers)
-    weights.save(TEACHER, read_teacher(source), family="dit", config=stored.config, card=card, dtype=torch.float16)
+    about = {"family": "dit", "config": stored.config, "card": card, "classes": CLASSES}
+    weights.save(TEACHER, read_teacher(source), **about, dtype=torch.float16)
     TEACHER.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
     sys.stdout.write(f"{TEACHER}: {TEACHER.stat().st_size:,} bytes\n")
 

@@ -1,6 +1,9 @@
 """The command line: every command's help, what bad input says, exit statuses, and a whole tiny run."""
 
 import io
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +13,10 @@ from PIL import Image
 from rich.console import Console
 
 from hidistill import weights
-from hidistill.cli import COMMANDS, lookup, main, outcome, progress
+from hidistill.cli import COMMANDS, lookup, machine, main, outcome, progress
+from hidistill.cli.commands.train import names
 from hidistill.cli.progress import duration
+from hidistill.recipes.fashion import distill
 from hidistill.scores import Evaluation, Row
 from hidistill.teachers.dit import DiT, Size
 from hidistill.train.driver import Event
@@ -119,6 +124,14 @@ def test_list_shows_every_recipe(said):
     assert all(name in text for name in names)
 
 
+def test_the_help_of_train_names_every_recipe_without_torch(said):
+    status, text = said("train", "--help")
+    assert (status, names()) == (0, list(lookup.bundled()))
+    assert all(name in text for name in names())
+    script = "import sys; from hidistill.cli import main; main(['train', '--help']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
+
+
 def test_every_bundled_recipe_says_what_it_needs_and_reaches():
     for recipe in lookup.bundled().values():
         assert lookup.summary(recipe), recipe.name
@@ -144,6 +157,11 @@ def test_unknown_recipe_names_the_nearest_and_all(said):
     ("words", "message"),
     [
         (["none.py:tiny"], "none.py does not exist"),
+        (["none.py"], "none.py does not exist"),
+        (
+            ["images.distill", "--images", "x", "--teacher", "nowhere"],
+            "teacher nowhere: there is no such file or folder",
+        ),
         (["no.such.module:tiny"], "no module named 'no.such.module'"),
         (["json:lods"], "did you mean 'loads'?"),
         (["--out", "x"], "came before the recipe"),
@@ -159,6 +177,17 @@ def test_a_recipe_must_return_an_experiment(said, recipe):
     status, text = said("train", recipe.replace(":tiny", ":pointless"), "--out", "unused")
     assert status == 2
     assert "returned a int; a recipe returns an Experiment" in text
+
+
+def test_a_file_without_a_function_names_its_recipes(said, recipe, tmp_path):
+    status, text = said("train", recipe.removesuffix(":tiny"))
+    assert status == 2
+    assert f"a recipe is a function of a file, FILE.py:FUNCTION; write {recipe}" in text
+    assert "pointless" not in text
+    (tmp_path / "none.py").write_text("def f() -> int:\n    return 0\n")
+    assert "FILE.py:FUNCTION, one that returns an Experiment" in said("train", tmp_path / "none.py")[1]
+    (tmp_path / "late.py").write_text(f"from __future__ import annotations\n{RECIPE}")
+    assert "late.py:tiny" in said("train", tmp_path / "late.py")[1]
 
 
 def test_unknown_option_names_the_nearest(said, recipe):
@@ -234,6 +263,20 @@ def test_interrupted_run_goes_on(said, recipe, tmp_path):
     assert "goes on from step 100 of 120" in text
 
 
+def test_a_run_whose_only_checkpoint_is_truncated(said, recipe, tmp_path):
+    run = tmp_path / "run"
+    assert said("train", recipe, "--out", run)[0] == 0
+    (run / "finished").unlink()
+    for path in run.glob("checkpoints/*/teacher.safetensors"):
+        path.write_bytes(path.read_bytes()[:40])
+    status, text = said("train", recipe, "--out", run)
+    assert status == 2
+    assert "teacher.safetensors has 40 bytes" in text
+    assert f"Remove {run / 'checkpoints'} to begin this run again at its first step, or use another --out" in text
+    shutil.rmtree(run / "checkpoints")
+    assert said("train", recipe, "--out", run)[0] == 0
+
+
 def test_sample_writes_picture_and_array(said, student, tmp_path):
     out, npz = tmp_path / "deep" / "grid.png", tmp_path / "images.npz"
     assert said("sample", student, "--count", "7", "--out", out, "--npz", npz)[0] == 0
@@ -274,6 +317,7 @@ def test_sample_of_a_run_takes_its_teacher_with_guidance(said, recipe, tmp_path)
     [
         (["--label", "3"], "--label 3: labels are 0 to 2"),
         (["--label", "-1"], "--label -1: labels are 0 to 2"),
+        (["--label", "shirt"], "--label shirt: these weights know no names of classes; labels are 0 to 2"),
         (["--steps", "0"], "--steps 0: a sampler makes 1 to 1000 steps"),
         (["--steps", "1001"], "--steps 1001"),
         (["--count", "0"], "--count 0: from 1 to 100,000"),
@@ -288,6 +332,26 @@ def test_sample_refuses(said, student, words, message):
     assert message in text
 
 
+def test_sample_by_the_name_of_a_class(said, tmp_path):
+    path, out, npz = tmp_path / "named.safetensors", tmp_path / "x.png", tmp_path / "x.npz"
+    net = DiT(image_size=8, channels=1, classes=3, patch=4, size=Size(8, 1, 1), taps=(0,)).student()
+    weights.save(path, net, family="dit-flow-map", config=net.config, classes=("T-shirt", "2", "bag, large"))
+
+    def label(given):
+        status, text = said("sample", path, "--count", "2", "--label", given, "--out", out, "--npz", npz)
+        assert status == 0, text
+        with np.load(npz) as content:
+            return sorted(set(content["labels"].tolist())), text
+
+    assert label("T-shirt")[0] == label("0")[0] == [0]
+    assert label("bag, large")[0] == [2]
+    assert label("2")[0] == [1], "a name comes before a number"
+    assert "2 images of class 2, bag, large, in 1 step of jump" in label("bag, large")[1]
+    status, text = said("sample", path, "--label", "tshirt", "--out", out)
+    assert status == 2
+    assert "no class has this name; did you mean 'T-shirt'? Labels are T-shirt, 2, bag, large, or 0 to 2" in text
+
+
 def test_sample_refuses_a_negative_scale_of_a_teacher(said, tmp_path):
     net = DiT(image_size=8, channels=1, classes=0, patch=4, size=Size(8, 1, 1), taps=(0,))
     weights.save(tmp_path / "teacher.safetensors", net, family="dit", config=net.config)
@@ -300,7 +364,7 @@ def test_sample_refuses_a_negative_scale_of_a_teacher(said, tmp_path):
 
 
 def test_sample_refuses_what_is_no_student(said, tmp_path, student):
-    assert "there is no weights file" in said("sample", tmp_path / "none.safetensors")[1]
+    assert "there is no such file or folder" in said("sample", tmp_path / "none.safetensors")[1]
     assert "models has none of student.safetensors" in said("sample", tmp_path)[1]
     other = tmp_path / "other.safetensors"
     weights.save(other, torch.nn.Linear(1, 1), family="line", config={})
@@ -336,8 +400,29 @@ def test_doctor_measures(said, recipe, monkeypatch):
         "bundled pictures",
         "images a second in one step",
         "demo's training",
+        "demo, in all",
     ):
         assert word in text
+    assert "demo's evaluation" not in text, "this recipe has none"
+
+
+def test_the_demos_evaluation_is_part_of_its_total(monkeypatch):
+    """With seconds of one's own choosing the sum can be done by hand."""
+    finish = distill(evaluate_samples=100, sketch_steps=1, refine_steps=1).finish
+    assert sorted(finish.passes) == [1, 1, 2, 2, 4, 4, 8, 32, 50, 100]
+    monkeypatch.setattr(
+        machine,
+        "find",
+        lambda name: SimpleNamespace(function=lambda: SimpleNamespace(finish=finish, total_steps=2, stages=())),
+    )
+    monkeypatch.setattr(machine, "forwards_per_second", lambda precision="float32": 204.0)
+    monkeypatch.setattr(machine, "seconds_of", lambda experiment: iter([20.0, 40.0]))
+    monkeypatch.setattr(machine, "seconds_of_probes", lambda experiment: 5.0)
+    monkeypatch.setattr(machine, "seconds_of_judging", lambda judges, samples: samples / 100)
+    found = {finding.what: finding.words for finding in machine.costs()}
+    assert found["demo's training"].startswith("about 1 min 05 s for the 2 steps")
+    assert found["demo's evaluation"] == "about 1 min 51 s for 11 rows of 100 images"
+    assert found["demo, in all"] == "about 2 min 56 s"
 
 
 def event(kind, step, **more):
@@ -385,11 +470,46 @@ def test_the_table_of_a_run(tmp_path, capsys):
     text = capsys.readouterr().out
     for words in (
         "10 images, seed 3",
-        "Fréchet distance ↓",
-        "high-frequency ratio → 1",
+        "features of A: classifier",
+        "A\N{NO-BREAK SPACE}↓",
+        "→\N{NO-BREAK SPACE}1",
         "1.250",
         "0.500",
         "report.html",
     ):
         assert words in text
     assert "0.750" not in text  # the page has all numbers, the terminal the telling ones
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_table_is_whole_on_a_terminal(width):
+    spaces = ("fashion-classifier-64", "efficientnet-lite0-64px")
+    numbers = {f"{name}/{space}": 1234.5 if name == "fd" else 0.456 for name in ("fd", "recall") for space in spaces}
+    numbers |= {"high_frequency": 0.789, "agreement": 0.9, "end_distance": 0.12}
+    name = "teacher, scale 1.5, 50 steps"
+    evaluation = {
+        "n": 10,
+        "seed": 0,
+        "rows": [{"name": name, "nfe": 100, "seconds_per_image": 1.0, "metrics": numbers}],
+    }
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    console.print(outcome.table(evaluation, costs=width >= outcome.NARROW))
+    lines = file.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= width
+    words = set(" ".join(lines).replace("\N{NO-BREAK SPACE}", " ").replace(",", " ").split())
+    expected = {
+        *spaces,
+        "Fréchet",
+        "distance",
+        "frequency",
+        "agreement",
+        "recall",
+        "teacher's",
+        "1234.50",
+        "0.456",
+        "steps",
+    }
+    expected |= {"A", "B", "↓", "↑", "scale", "1.5", "0.789", "0.120"} | ({"passes"} if width > 80 else set())
+    assert expected <= words
+    assert "…" not in " ".join(lines)

@@ -3,12 +3,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+
+from hidistill.cli import main
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readmes_python_runs(capsys):
+def test_the_readmes_python_runs(capsys, tmp_path, monkeypatch):
     """The code block as it stands, with three steps a stage instead of hundreds."""
+    monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     short, count = re.subn(r"steps=\d+", "steps=3", block)
     assert count == 2
@@ -23,6 +27,11 @@ def test_the_readmes_python_runs(capsys):
     assert all(moved)
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == ["sketch"] * 3 + ["refine"] * 3
+    with Image.open("student.png") as picture:
+        assert picture.width > 10 * 56
+        assert len(picture.convert("L").getcolors()) > 10
+    assert main(["sample", "student.safetensors", "--label", "sandal", "--count", "4"]) == 0
+    assert Path("samples.png").exists()
 
 
 @pytest.mark.parametrize("command", ["make demo", "make test"])

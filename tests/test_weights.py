@@ -2,6 +2,8 @@ import struct
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from hidistill.weights import WeightsError, load_into, read, save
@@ -20,6 +22,32 @@ def test_round_trip_is_exact(tmp_path):
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key])
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def rewrite(path, **metadata):
+    """Write a file again with other metadata; None leaves a line out."""
+    with safe_open(path, framework="pt") as file:
+        lines = {key: value for key, value in ({**file.metadata(), **metadata}).items() if value is not None}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    save_file(tensors, path, metadata=lines)
+
+
+def test_names_of_the_classes_and_the_format_are_in_the_metadata(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save(path, network(), family="mlp", config={}, classes=("a, b", "ü"))
+    assert read(path).classes == ("a, b", "ü")
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["format"] == "1"
+    rewrite(path, format=None, classes=None)
+    assert read(path).classes == (), "files of the time before formats and names"
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save(path, network(), family="mlp", config={})
+    rewrite(path, format="2")
+    with pytest.raises(WeightsError, match=r"net\.safetensors is of format 2; hidistill .* reads format 1: install"):
+        read(path)
 
 
 def test_dtype_of_the_file_rounds_once_and_spares_counters(tmp_path):

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from hidistill import __version__
+
+FORMAT = 1
+"""Of the metadata: family, config, card and classes. Files that name none are of format 1, and may lack the classes."""
 
 
 class WeightsError(ValueError):
@@ -26,12 +31,14 @@ class Weights:
         config: what the family needs to build the network.
         card: the model card: recipe, seed, steps, numbers, license.
         tensors: the network's state, by key.
+        classes: names of the classes by label; empty if there are none, or nobody knew them.
     """
 
     family: str
     config: Mapping[str, Any]
     card: Mapping[str, str]
     tensors: Mapping[str, Tensor]
+    classes: Sequence[str] = ()
 
 
 def save(
@@ -41,6 +48,7 @@ def save(
     family: str,
     config: Mapping[str, Any],
     card: Mapping[str, str] | None = None,
+    classes: Sequence[str] = (),
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write a module's weights; the file appears whole or not at all.
@@ -51,12 +59,14 @@ def save(
         family: name of its family.
         config: what rebuilds it; anything that JSON can hold.
         card: its model card.
+        classes: names of its classes by label, if they are known.
         dtype: floating-point type in the file; None keeps the module's.
     """
     tensors = state_of(module)
     if dtype is not None:
         tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
-    metadata = {"family": family, "config": json.dumps(dict(config)), "card": json.dumps(dict(card or {}))}
+    metadata = {"format": str(FORMAT), "family": family, "classes": json.dumps(list(classes))}
+    metadata |= {"config": json.dumps(dict(config)), "card": json.dumps(dict(card or {}))}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -78,7 +88,7 @@ def read(path: Path) -> Weights:
     """Read a weights file into memory.
 
     Raises:
-        WeightsError: if it is missing, truncated, not safetensors, or not written by `save`.
+        WeightsError: if it is missing, truncated, not safetensors, not written by `save`, or of a newer format.
     """
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}; give the path of a .safetensors file")
@@ -93,8 +103,13 @@ def read(path: Path) -> Weights:
             f"{path} does not say which network it holds; a file written by hidistill has 'family' and 'config' in its "
             "metadata: write it with hidistill.weights.save"
         )
-    card = json.loads(metadata.get("card", "{}"))
-    return Weights(metadata["family"], json.loads(metadata["config"]), card, tensors)
+    if (found := metadata.get("format", "1")) != str(FORMAT):
+        raise WeightsError(
+            f"{path} is of format {found}; hidistill {__version__} reads format {FORMAT}: install the version that "
+            "wrote the file, or a newer one"
+        )
+    card, classes = json.loads(metadata.get("card", "{}")), tuple(json.loads(metadata.get("classes", "[]")))
+    return Weights(metadata["family"], json.loads(metadata["config"]), card, tensors, classes)
 
 
 @torch.no_grad()

@@ -40,6 +40,13 @@ def test_the_parts_depend_on_names_alone(tmp_path):
     assert torch.equal(first.images, second.images)
 
 
+def test_pictures_that_are_enlarged_are_told(tmp_path):
+    root = write(tmp_path)
+    assert read(root, size=16).choice.reasons[0] == "size 16: asked for"
+    reason = read(root, size=40).choice.reasons[0]
+    assert "60 of 60 pictures (sides 16 to 16) are smaller and are enlarged, half of them at least 2.5 times" in reason
+
+
 def test_no_sub_folders_means_no_classes(tmp_path):
     pictures = read(write(tmp_path, classes=("",), count=50))
     assert pictures.classes == ()

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hidistill import weights
+from hidistill.data.fashion import CLASSES as FASHION
+from hidistill.metrics.classifier import Classifier, save_classifier
 from hidistill.recipes import digits, fashion, images
 from hidistill.recipes.two_stages import Plan
 from hidistill.teachers.dit import DiT, Size
@@ -56,8 +60,11 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("made", [fashion_run, digits_run, images_run])
-def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, tmp_path, pictures):
+@pytest.mark.parametrize(
+    ("made", "classes"),
+    [(fashion_run, FASHION), (digits_run, tuple("0123456789")), (images_run, ("dark", "light"))],
+)
+def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, classes, tmp_path, pictures):
     recipe, arguments = made(tmp_path, pictures)
     arguments = {**arguments, "sketch_steps": 3, "refine_steps": 4}
 
@@ -84,6 +91,7 @@ def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, tmp_path
         first, second = (load_file(tmp_path / run / "models" / f"{name}.safetensors") for run in ("whole", "parts"))
         assert first.keys() == second.keys()
         assert all(torch.equal(first[key], second[key]) for key in first)
+        assert weights.read(tmp_path / "whole" / "models" / f"{name}.safetensors").classes == classes
     rows = json.loads((tmp_path / "parts" / "evaluation.json").read_text())["rows"]
     assert {"student, 1 step", "sketch, 1 step", "real training images"} <= {row["name"] for row in rows}
     assert (tmp_path / "parts" / "report.html").stat().st_size > 10_000
@@ -121,6 +129,11 @@ def test_pictures_of_another_kind_than_the_teachers_are_refused(tmp_path, pictur
         images.distill(images=pictures, teacher=path)
 
 
+def test_a_teacher_knows_the_names_of_its_classes(pictures):
+    experiment = images.teacher(images=pictures, steps=1, model="mini")
+    assert {product.classes for product in experiment.products.values()} == {("dark", "light")}
+
+
 def test_a_patch_that_does_not_divide_the_image_is_refused(pictures):
     with pytest.raises(ValueError, match="patch 3 does not divide images of 8 pixels; use one of"):
         images.teacher(images=pictures, patch=3)
@@ -146,6 +159,51 @@ def test_too_few_images_to_judge_are_refused_before_the_first_step(tmp_path, pic
         images.distill(images=pictures, teacher=path, evaluate_samples=9)
 
 
-def test_a_teacher_without_steps_is_refused(pictures):
-    with pytest.raises(ValueError, match="steps=0"):
-        images.teacher(images=pictures, steps=0)
+def test_more_images_to_judge_than_there_are_real_ones_are_refused_or_told(tmp_path, pictures):
+    path = tiny_teacher(tmp_path / "fashion.safetensors", size=28, channels=1, classes=10, patch=7)
+    with pytest.raises(ValueError, match=r"2001 images .* of 2000 test images: .* choose 20 to 2000"):
+        fashion.distill(teacher_weights=path, evaluate_samples=2001)
+    path = tiny_teacher(tmp_path / "images.safetensors", size=8, channels=3, classes=2, patch=2)
+    save_classifier(tmp_path / "classifier.safetensors", Classifier(2, 3), {})  # as if one had been trained
+    told = images.distill(images=pictures, teacher=path, evaluate_samples=13)
+    assert told.notes == ("12 images a row of the final table rather than 13: there are 12 test pictures",)
+
+
+@pytest.mark.parametrize("recipe", [partial(images.teacher, images=Path("none")), fashion.teacher, digits.teacher])
+@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": -1}, {"batch_size": 0}, {"lr": -1.0}, {"lr": float("nan")}])
+def test_a_teacher_without_steps_is_refused_before_data_is_read(recipe, change):
+    [(name, value)] = change.items()
+    with pytest.raises(ValueError, match=f"^{name}={value}: [^_=]*; leave it out"):
+        recipe(**change)
+
+
+def test_a_decay_longer_than_its_stage_is_refused(pictures):
+    net = DiT(image_size=8, channels=3, classes=2, patch=2, size=Size(32, 2, 2))
+    for lengths in ({"decay_steps": 76, "polish_steps": 0}, {"decay_steps": 9, "polish_steps": -1}):
+        with pytest.raises(ValueError, match="of 100 steps the last 0 to 75 can be decay_steps"):
+            images.flow_matching(
+                net,
+                images.load(pictures, None).split("train"),
+                steps=100,
+                batch_size=8,
+                lr=0.1,
+                seed=0,
+                card={},
+                **lengths,
+            )
+
+
+@pytest.mark.parametrize(("size", "words"), [(512, "such as 160.*patch=16"), (29, "such as 28, or choose patch=1 ")])
+def test_a_size_that_leaves_coarse_patches_is_refused_unless_a_patch_is_given(pictures, size, words):
+    with pytest.raises(ValueError, match=f"size={size}: .*{words}"):
+        images.teacher(images=Path("none"), size=size)
+    if size == 29:
+        net = images.teacher(images=pictures, size=size, patch=29, model="mini").modules["teacher"]
+        assert net.patch == 29
+
+
+def test_models_and_patches_that_there_are_not(pictures):
+    with pytest.raises(ValueError, match="model='huge': unknown; choose one of mini"):
+        images.teacher(images=pictures, model="huge")
+    with pytest.raises(ValueError, match="patch=0"):
+        images.teacher(images=pictures, patch=0)

@@ -1,4 +1,5 @@
 import json
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from hidistill.report.folder import read
 from hidistill.report.page import write
 from hidistill.report.scores import best_teacher, full_teacher, generated, role, winners
-from hidistill.report.words import command, headline
+from hidistill.report.words import command, headline, table
 
 VOID = {"meta", "img", "source", "br"}
 
@@ -134,6 +135,32 @@ def test_the_headline_compares_with_the_teacher_at_the_same_and_at_the_best_scal
     text = headline(full_evaluation())
     assert "1 ms instead of 55 ms an image, <b>55 times faster</b>" in text
     assert "student <b>1.234</b>, teacher <b>1.280</b> at guidance scale 1.5, 1.111 at its best (scale 1)" in text
+
+
+def test_the_headline_calls_nothing_the_best_where_one_scale_was_measured():
+    rows = [line for line in full_evaluation()["rows"] if line["scale"] in (None, 1.5)]
+    text = headline({"rows": rows})
+    assert "teacher <b>1.280</b> at guidance scale 1.5.<" in text
+    assert "best" not in text
+    cheaper = row("teacher, 8 steps", "teacher", 8, 16, scale=1.5, **metrics(1.1))
+    text = headline({"rows": [*rows, cheaper]})
+    assert "at guidance scale 1.5, 1.100 in 8 steps." in text
+    assert "best" not in text
+
+
+def test_tables_are_narrow_enough_for_the_page():
+    evaluation = full_evaluation()
+    for line in evaluation["rows"]:
+        line["metrics"] |= {f"{name}/{space}": 0.5 for name in ("density", "coverage", "precision") for space in "abc"}
+    parts = table(evaluation).split("<table>")[1:]
+    assert len(parts) == 3
+    for part in parts:
+        assert part.count("<th scope='col'>") <= 1 + 9
+        assert all(escape(line["name"]) in part for line in evaluation["rows"])
+        rows = part.count("<tr") - 1
+        assert part.count("<td") == rows * (part.count("<th scope='col'>") - 1)
+    assert sum(part.count("<small>") for part in parts) == 3 + 9
+    assert [part.count("guidance") for part in parts] == [1, 0, 0]
 
 
 def test_roles_and_references():

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,7 +142,9 @@ def test_no_good_checkpoint_is_an_error_rather_than_a_new_start(tmp_path):
         carry_out(tmp_path, on_event=stop_at(19))
     for checkpoint in newest_first(tmp_path / "checkpoints"):
         (checkpoint / "state.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used: .*00000017.*00000012.* another --out"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .* can be used: .*00000017.*00000012.*Remove .* another --out"
+    ):
         carry_out(tmp_path)
 
 
@@ -151,6 +154,38 @@ def test_changed_arguments_are_named(tmp_path):
         execute(build(1), tmp_path, recipe="r", arguments={"steps": 2, "lr": 0.2, "data": tmp_path, "new": 1})
     with pytest.raises(ValueError, match="holds a run of r, this is other; use another --out"):
         execute(build(1), tmp_path, recipe="other", arguments={"steps": 1, "lr": 0.1, "data": tmp_path})
+
+
+def test_only_options_of_the_recipe_are_named_as_those_that_may_change(tmp_path):
+    for extendable, words in (
+        (("steps", "polish_steps"), "only steps may change"),
+        (("polish_steps",), "none may change"),
+    ):
+        changed, folder = replace(build(1), extendable=extendable), tmp_path / str(len(extendable))
+        execute(changed, folder, recipe="r", arguments={"steps": 1, "lr": 0.1})
+        with pytest.raises(ValueError, match=rf"{words}.*another --out") as caught:
+            execute(changed, folder, recipe="r", arguments={"steps": 1, "lr": 0.2})
+        assert "polish_steps" not in str(caught.value)
+
+
+def test_paths_are_stored_whole_and_agree_however_they_are_typed(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    execute(build(1), tmp_path / "run", recipe="r", arguments={"data": Path("pictures"), "more": (Path("a"),)})
+    stored = json.loads((tmp_path / "run" / "recipe.json").read_text())["arguments"]
+    assert stored == {"data": str(tmp_path / "pictures"), "more": [str(tmp_path / "a")]}
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    execute(build(1), tmp_path / "run", recipe="r", arguments={"data": Path("../pictures"), "more": (Path("../a"),)})
+    with pytest.raises(ValueError, match=r"data is '.*/pictures' there and '.*/elsewhere/pictures' here"):
+        execute(build(1), tmp_path / "run", recipe="r", arguments={"data": Path("pictures"), "more": (Path("../a"),)})
+
+
+def test_a_folder_of_an_earlier_version_with_a_relative_path_agrees(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    execute(build(1), tmp_path, recipe="r", arguments={"data": "pictures"})
+    execute(build(1), tmp_path, recipe="r", arguments={"data": Path("pictures")})
+    with pytest.raises(ValueError, match="data is 'pictures' there"):
+        execute(build(1), tmp_path, recipe="r", arguments={"data": Path("others")})
 
 
 def test_a_folder_with_a_stray_journal_is_left_alone(tmp_path):
@@ -172,20 +207,49 @@ def alone(steps):
     )
 
 
-def test_an_extended_run_is_the_longer_run(tmp_path):
-    for folder, lengths in (("extended", (8, 8, 13)), ("long", (13,))):
-        for steps in lengths:
-            execute(alone(steps), tmp_path / folder, recipe="r", arguments={"steps": steps}, checkpoint_every=3)
+def test_a_run_that_is_extended_on_its_way_is_the_longer_run(tmp_path):
+    with pytest.raises(Stop):
+        execute(
+            alone(8), tmp_path / "extended", recipe="r", arguments={"steps": 8}, checkpoint_every=3, on_event=stop_at(7)
+        )
+    for folder in ("extended", "long"):
+        execute(alone(13), tmp_path / folder, recipe="r", arguments={"steps": 13}, checkpoint_every=3)
+    assert json.loads((tmp_path / "extended" / "recipe.json").read_text())["arguments"] == {"steps": 13}
     extended, long = (read(tmp_path / name / "models" / "student.safetensors").tensors for name in ("extended", "long"))
     assert all(torch.equal(value, long[key]) for key, value in extended.items())
     steps = [line["global_step"] for line in journal(tmp_path / "extended") if line["kind"] == "step"]
     assert steps == list(range(1, 14))
 
 
-def test_a_stage_that_is_over_cannot_be_extended(tmp_path):
+def test_a_finished_run_cannot_be_extended_and_stays_as_it_is(tmp_path):
     carry_out(tmp_path, 6)
-    with pytest.raises(CheckpointError, match="6 steps of stage 'sketch' behind it, which has 7 now"):
+    before = (tmp_path / "recipe.json").read_text()
+    with pytest.raises(
+        ValueError, match=r"finished: steps is 6 there and 7 here.*averages ended with it.*another --out"
+    ):
         carry_out(tmp_path, 7)
+    assert (tmp_path / "recipe.json").read_text() == before
+    events = []
+    carry_out(tmp_path, 6, on_event=events.append)
+    assert [event.kind for event in events] == ["finish"]
+
+
+def test_a_stage_that_is_over_cannot_be_extended(tmp_path):
+    with pytest.raises(Stop):
+        carry_out(tmp_path, 6, on_event=stop_at(9))
+    before = (tmp_path / "recipe.json").read_text()
+    with pytest.raises(CheckpointError, match=r"6 steps of stage 'sketch' behind it, which has 7 now.*give it 6 steps"):
+        carry_out(tmp_path, 7)
+    assert (tmp_path / "recipe.json").read_text() == before
+
+
+def test_a_stage_cannot_become_shorter_than_it_is(tmp_path):
+    with pytest.raises(Stop):
+        carry_out(tmp_path, 8, on_event=stop_at(7))
+    with pytest.raises(
+        CheckpointError, match=r"5 steps of stage 'sketch' behind it, which has 4 now. Give it at least"
+    ):
+        carry_out(tmp_path, 4)
 
 
 def test_one_folder_holds_one_run_at_a_time(tmp_path):

@@ -1,5 +1,6 @@
 """Draws images from a weights file, whichever family of network it holds."""
 
+import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from hidistill.weights import load_into, read
 MOST_STEPS, MOST_IMAGES, BATCH = 1000, 100_000, 250
 SMALL = 56
 """Images below this side are enlarged to it in the picture, by a whole factor."""
-MOST_IN_PICTURE, MOST_COLUMNS = 400, 20
+MOST_IN_PICTURE, MOST_COLUMNS, MOST_NAMES = 400, 20, 20
 SAMPLERS = {"dit": ("euler", "heun"), "dit-flow-map": ("jump", "renoise")}
 """By the family of the weights: a velocity field is integrated, a flow map jumps. The first is the default."""
 STEPS = {"dit": 50, "dit-flow-map": 1}
@@ -35,6 +36,7 @@ class Network(NamedTuple):
     family: str
     shape: tuple[int, int, int]
     classes: int
+    names: Sequence[str] = ()
 
 
 class Plan(NamedTuple):
@@ -55,6 +57,10 @@ def refuse(out: Path, *, count: int) -> None:
 
 def weights_file(source: Path) -> Path:
     """The weights that a path means: itself, or the student of a run (the teacher, where it trained one)."""
+    if not source.exists():
+        raise ValueError(
+            f"{source}: there is no such file or folder; give a run's folder, e.g. runs/demo, or a .safetensors file"
+        )
     if not source.is_dir():
         return source
     candidates = [source / "models" / f"{role}.safetensors" for role in ("student", "teacher", "sketch")]
@@ -80,7 +86,7 @@ def load(path: Path) -> Network:
     load_into(module, weights.tensors, source=str(path))
     module.eval().requires_grad_(False)
     shape = (config["channels"], config["image_size"], config["image_size"])
-    return Network(module, weights.family, shape, config["classes"])
+    return Network(module, weights.family, shape, config["classes"], weights.classes)
 
 
 def plan(network: Network, *, steps: int | None, sampler: str | None, scale: float | None) -> Plan:
@@ -101,18 +107,35 @@ def plan(network: Network, *, steps: int | None, sampler: str | None, scale: flo
     return Plan(steps, sampler, 1.0 if scale is None else scale)
 
 
-def labels_of(label: int | None, count: int, classes: int) -> Labels:
-    """The label of each image.
+def label_of(given: str | None, network: Network) -> int | None:
+    """The label that a name or a number means; a name comes first, for a class may be called "7".
 
     Raises:
-        ValueError: if there is no such class.
+        ValueError: if there is no such class; names the nearest.
     """
-    if label is None:
-        return torch.arange(count) % max(1, classes)
-    if not 0 <= label < classes:
-        allowed = f"labels are 0 to {classes - 1}" if classes else "these weights know no classes; leave --label out"
-        raise ValueError(f"--label {label}: {allowed}")
-    return torch.full((count,), label)
+    if given is None:
+        return None
+    names, classes = list(network.names), network.classes
+    if not classes:
+        raise ValueError(f"--label {given}: these weights know no classes; leave --label out")
+    if given in names:
+        return names.index(given)
+    if given.removeprefix("-").isdecimal():
+        if not 0 <= int(given) < classes:
+            raise ValueError(f"--label {given}: labels are 0 to {classes - 1}")
+        return int(given)
+    if not names:
+        raise ValueError(f"--label {given}: these weights know no names of classes; labels are 0 to {classes - 1}")
+    folded = {name.casefold(): name for name in names}
+    near = difflib.get_close_matches(given.casefold(), folded, n=1, cutoff=0.5)
+    hint = f"; did you mean {folded[near[0]]!r}?" if near else "."
+    shown = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+    raise ValueError(f"--label {given}: no class has this name{hint} Labels are {shown}, or 0 to {classes - 1}")
+
+
+def labels_of(label: int | None, count: int, classes: int) -> Labels:
+    """The label of each image: the one that is asked for, or the classes in turn."""
+    return torch.arange(count) % max(1, classes) if label is None else torch.full((count,), label)
 
 
 def images(network: Network, plan: Plan, labels: Labels, seed: int) -> Images:

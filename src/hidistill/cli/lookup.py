@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hidistill.cli import unknown
 from hidistill.train.experiment import Experiment
@@ -40,6 +40,8 @@ def find(name: str) -> Recipe:
         ValueError: if there is none; names the nearest.
         FileNotFoundError: if the file does not exist.
     """
+    if name.endswith(".py"):
+        raise ValueError(f"{name}: {offered(Path(name))}")
     if ":" not in name:
         known = bundled()
         if name not in known:
@@ -49,9 +51,23 @@ def find(name: str) -> Recipe:
     module = module_of_file(Path(source)) if source.endswith(".py") else module_of_name(source)
     function = getattr(module, wanted, None)
     if not inspect.isfunction(function):
-        mine = [key for key, value in vars(module).items() if inspect.isfunction(value) and key[0] != "_"]
+        mine = [each.__name__ for each in own_functions(module) if each.__name__[0] != "_"]
         raise ValueError(f"{source}: " + unknown("function", wanted, mine))
     return Recipe(name, function)
+
+
+def offered(path: Path) -> str:
+    """What to write instead of a file's name alone: one of its functions that say that they return an experiment."""
+    functions = own_functions(module_of_file(path))
+    returned = {each.__name__: inspect.signature(each).return_annotation for each in functions}
+    recipes = [f"{path}:{name}" for name, kind in returned.items() if kind in (Experiment, Experiment.__name__)]
+    advice = f"; write {' or '.join(recipes)}" if recipes else ", one that returns an Experiment"
+    return f"a recipe is a function of a file, FILE.py:FUNCTION{advice}"
+
+
+def own_functions(module: ModuleType) -> list[Callable[..., Any]]:
+    """The functions that a module defines, without those that it imports."""
+    return [each for each in vars(module).values() if inspect.isfunction(each) and each.__module__ == module.__name__]
 
 
 def module_of_file(path: Path) -> ModuleType:

@@ -15,11 +15,17 @@ from hidistill.cli.commands.doctor import Finding
 from hidistill.cli.lookup import find
 from hidistill.cli.progress import duration
 from hidistill.data.fashion import bundled, full
+from hidistill.evaluate import balanced_subset
+from hidistill.recipes.judging import Jury
+from hidistill.recipes.two_stages import Finish
 from hidistill.teachers.dit import DiT
 from hidistill.train.experiment import Experiment
-from hidistill.train.loop import steps
+from hidistill.train.loop import autocast, quickest, steps
+from hidistill.types import Gallery, Samples
 
 FORWARD_SECONDS = 3.0
+JUDGED = 100
+"""Images on which the judges are timed."""
 GIB = 1024**3
 
 
@@ -59,17 +65,28 @@ def costs() -> Iterator[Finding]:
     except (ValueError, OSError) as error:
         yield Finding("demo", "warning", f"cannot be built: {error}")
         return
-    training = duration(sum(seconds_of(experiment)))
-    yield Finding("demo's training", "ok", f"about {training} for the {experiment.total_steps} steps of {RECIPE}")
+    training = sum(seconds_of(experiment)) + seconds_of_probes(experiment)
+    yield Finding(
+        "demo's training", "ok", f"about {duration(training)} for the {experiment.total_steps} steps of {RECIPE}"
+    )
+    evaluation = 0.0
+    if isinstance(finish := experiment.finish, Finish):
+        precision, rows = quickest(), finish.passes
+        rate = rate if precision == "float32" else forwards_per_second(precision=precision)
+        drawing = sum(rows) * finish.plan.evaluate_samples / rate
+        evaluation = drawing + (len(rows) + 1) * seconds_of_judging(finish.judges, finish.plan.evaluate_samples)
+        words = f"about {duration(evaluation)} for {len(rows) + 1} rows of {finish.plan.evaluate_samples:,} images"
+        yield Finding("demo's evaluation", "ok", words)
+    yield Finding("demo, in all", "ok", f"about {duration(training + evaluation)}")
 
 
-def forwards_per_second(batch: int = 64) -> float:
+def forwards_per_second(batch: int = 64, precision: str = "float32") -> float:
     """Images per second that pass once through a student of the demo's size."""
     student = DiT(image_size=28, channels=1, classes=10).student().eval()
     x, t = torch.randn(batch, 1, 28, 28), torch.ones(batch)
     cond = torch.zeros(batch, dtype=torch.long)
     done, begin = -1, time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), autocast(precision, "cpu"):
         while done < 1 or time.perf_counter() - begin < FORWARD_SECONDS:
             student.mean_velocity(x, t=t, r=t, cond=cond)
             done += 1
@@ -94,3 +111,32 @@ def seconds_of(experiment: Experiment) -> Iterator[float]:
         begin = time.perf_counter()
         done = sum(1 for _ in islice(reports, period))
         yield (time.perf_counter() - begin) / max(done, 1) * stage.steps
+
+
+def seconds_of_probes(experiment: Experiment) -> float:
+    """Seconds that the short evaluations along the way would take, from one of them."""
+    if experiment.probe is None or not experiment.probe_every:
+        return 0.0
+    begin = time.perf_counter()
+    experiment.probe(experiment.stages[0].name)
+    seconds = time.perf_counter() - begin
+    return seconds * sum(stage.steps // experiment.probe_every + 1 for stage in experiment.stages)
+
+
+def seconds_of_judging(judges: Jury, samples: int) -> float:
+    """Seconds that the judges would take for one row of so many images.
+
+    Features take time per image; what is made of them, such as a matrix's eigenvalues, takes about the same for any
+    number of images that is usual here.
+    """
+    real, generated = (Gallery.of(balanced_subset(split, JUDGED)) for split in (judges.test, judges.train))
+    for space in judges.spaces:
+        real.features(space)
+    begin = time.perf_counter()
+    for space in judges.spaces:
+        generated.features(space)
+    features = time.perf_counter() - begin
+    begin = time.perf_counter()
+    for metric in judges.metrics():
+        metric(Samples(generated, real))
+    return features * samples / JUDGED + time.perf_counter() - begin

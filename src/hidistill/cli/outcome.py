@@ -1,13 +1,17 @@
 """Shows what a finished run reached: its table, and where its page lies."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 PLAIN_WIDTH = 160
 """Columns of a table that is not shown on a terminal, whose width nobody knows."""
+NARROW, NAMES = 96, 16
+"""Columns of a terminal below which the table leaves out what an image costs, and those that names have at least."""
 SHOWN = ("fd", "recall", "agreement", "high_frequency", "end_distance")
 """Quantities in the terminal's table; the page has all of them."""
 
@@ -25,32 +29,53 @@ def show(run: Path) -> None:
     console = wide_console()
     evaluation = document(run / "evaluation.json")
     if evaluation:
-        console.print(table(evaluation))
+        console.print(table(evaluation, costs=console.width >= NARROW))
     for name, meaning in (("report.html", "report"), ("models/student.safetensors", "student")):
         if (run / name).exists():
             console.print(f"{meaning}: {run / name}", markup=False, highlight=False, soft_wrap=True)
 
 
-def table(evaluation: dict[str, Any]) -> Table:
-    """One line per contestant; arrows say which way is better."""
-    from hidistill.report.scores import ARROWS, columns, meaning, milliseconds, quantity, space
+def table(evaluation: dict[str, Any], *, costs: bool = True) -> Table:
+    """One line per contestant; arrows say which way is better, letters stand for feature spaces.
+
+    Args:
+        evaluation: what evaluation.json holds.
+        costs: whether it shows network passes and time per image.
+    """
+    from hidistill.report.scores import ABSENT, columns, milliseconds, quantity, space
     from hidistill.report.scores import show as cell
 
     rows = evaluation.get("rows", [])
     metrics = [metric for metric in columns(rows) if quantity(metric) in SHOWN]
-    shown = Table(title=f"{evaluation['n']} images, seed {evaluation['seed']}", title_justify="left")
-    shown.add_column("", no_wrap=True)
-    shown.add_column("forwards", justify="right")
-    shown.add_column("ms/image", justify="right")
-    for metric in metrics:
-        label = f"{meaning(metric).label} {ARROWS[meaning(metric).good]}"
-        shown.add_column("\n".join(filter(None, (label.strip(), space(metric)))), justify="right")
+    spaces = dict.fromkeys(space(metric) for metric in metrics if space(metric))
+    letters = {name: chr(ord("A") + i) for i, name in enumerate(spaces)}
+    shown = Table(
+        title=f"{evaluation['n']} images, seed {evaluation['seed']}", title_justify="left", box=SIMPLE_HEAD,
+        pad_edge=False, padding=0, caption_justify="left",
+        caption="in the features of " + ", ".join(f"{letter}: {name}" for name, letter in letters.items()),
+    )  # fmt: skip
+    if not letters:
+        shown.caption = None
+    shown.add_column("", overflow="fold", min_width=NAMES)
+    for heading in (
+        *(("network passes", "ms/ image") if costs else ()),
+        *(heading_of(metric, letters) for metric in metrics),
+    ):
+        # A word per line, for a terminal of 100 columns holds ten columns only if none is wider than its longest word.
+        shown.add_column(heading.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in rows:
         numbers = [cell(metric, row["metrics"].get(metric)) for metric in metrics]
-        name = (
-            row["name"]
-            if row.get("scale") is None or "scale" in row["name"]
-            else f"{row['name']}, scale {row['scale']:g}"
-        )
-        shown.add_row(name, str(row.get("nfe") or "-"), milliseconds(row.get("seconds_per_image")), *numbers)
+        scale = "" if row.get("scale") is None or "scale" in row["name"] else f", scale {row['scale']:g}"
+        cost = (str(row.get("nfe") or ABSENT), milliseconds(row.get("seconds_per_image"))) if costs else ()
+        shown.add_row(row["name"] + scale, *cost, *numbers)
     return shown
+
+
+def heading_of(metric: str, letters: Mapping[str, str]) -> str:
+    """What a column shows, the letter of its feature space, and which way is better."""
+    from hidistill.report.scores import ARROWS, meaning, space
+
+    arrow = ARROWS[meaning(metric).good].replace(" ", "\N{NO-BREAK SPACE}")
+    label = meaning(metric).label.replace("high-frequency", "high- frequency")
+    last = "\N{NO-BREAK SPACE}".join(filter(None, (letters.get(space(metric), ""), arrow)))
+    return f"{label} {last}".strip()

@@ -114,7 +114,7 @@ def read(root: Path, *, size: int | None = None) -> Pictures:
     facts = Facts(
         len(names), dict(sorted(Counter(sides).items())), {c: labels.count(i) for i, c in enumerate(classes)}, ignored
     )
-    chosen, why = (size, f"size {size}: asked for") if size is not None else choose_size(sides)
+    chosen, why = (size, asked_size(size, sides)) if size is not None else choose_size(sides)
     pixels = decoded(root, names, chosen)
     color = np.ptp(pixels, axis=3).max(initial=0) > GRAY_TOLERANCE
     if not color:
@@ -226,6 +226,18 @@ def square(path: Path, size: int) -> np.ndarray:
         left, top = (upright.width - side) // 2, (upright.height - side) // 2
         center = upright.convert("RGB").crop((left, top, left + side, top + side))
         return np.asarray(center.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def asked_size(size: int, sides: Sequence[int]) -> str:
+    """What to know of a size that was asked for."""
+    smaller = [side for side in sides if side < size]
+    if not smaller:
+        return f"size {size}: asked for"
+    factor = size / np.median(smaller)
+    return (
+        f"size {size}: asked for; {len(smaller):,} of {len(sides):,} pictures (sides {min(sides)} to {max(sides)}) are "
+        f"smaller and are enlarged, half of them at least {factor:.1f} times, which adds cost and no detail"
+    )
 
 
 def choose_size(sides: Sequence[int]) -> tuple[int, str]:

@@ -15,7 +15,7 @@ import torch
 
 from hidistill.data.digits import digits
 from hidistill.metrics.classifier import Classifier, train_classifier
-from hidistill.recipes.images import batches, flow_matching, root_mean_square, weights_of
+from hidistill.recipes.images import batches, flow_matching, refuse_training, root_mean_square, weights_of
 from hidistill.recipes.judging import Jury, jury, read_teacher
 from hidistill.recipes.two_stages import Plan, distillation, settings
 from hidistill.scores import Evaluation
@@ -46,6 +46,7 @@ def teacher(*, steps: int = 1200, batch_size: int = 64, lr: float = 2e-3, seed: 
         lr: learning rate of AdamW.
         seed: of weights, data order, noise and dropped labels.
     """
+    refuse_training(lr=lr, steps=steps, batch_size=batch_size)
     torch.manual_seed(fold_in(seed, "weights"))
     split = digits("train")
     net = DiT(image_size=8, channels=1, classes=10, patch=2, size=Size(96, 4, 3), data_std=root_mean_square(split))

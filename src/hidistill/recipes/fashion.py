@@ -8,7 +8,7 @@ import torch
 
 from hidistill.data import fashion
 from hidistill.metrics.classifier import read_classifier
-from hidistill.recipes.images import batches, flow_matching, root_mean_square
+from hidistill.recipes.images import batches, flow_matching, refuse_training, root_mean_square
 from hidistill.recipes.judging import Jury, jury, read_teacher
 from hidistill.recipes.two_stages import Plan, distillation, settings
 from hidistill.seeds import fold_in
@@ -48,6 +48,7 @@ def teacher(
         data: folder of the four idx.gz files; None is where `hidistill data fashion-mnist` puts them.
         seed: of weights, data order, noise and dropped labels.
     """
+    refuse_training(lr=lr, steps=steps, batch_size=batch_size)
     split = fashion.full("train", data)
     torch.manual_seed(fold_in(seed, "weights"))
     net = DiT(

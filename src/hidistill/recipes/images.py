@@ -1,6 +1,7 @@
 """Any folder of pictures: its own teacher, and the teacher's distillation into a one-step student."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,18 +14,16 @@ from hidistill.data.images import Pictures, read
 from hidistill.metrics.classifier import Classifier, accuracy, read_classifier, save_classifier, train_classifier
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.recipes.judging import Jury, jury, read_teacher
+from hidistill.recipes.patches import choose_patch
 from hidistill.recipes.two_stages import Plan, distillation, settings
 from hidistill.seeds import fold_in, shuffled
-from hidistill.teachers.dit import DiT
+from hidistill.teachers.dit import SIZES, DiT
 from hidistill.times import Arcsine, LogitNormal
 from hidistill.train.ema import Average
 from hidistill.train.experiment import Experiment, Product
 from hidistill.train.loop import quickest
 from hidistill.train.stage import Stage, Update, WarmupDecay
 from hidistill.types import Batch, Split, TimeLaw
-
-LARGEST_PATCH_COUNT = 100
-"""Tokens per image that a CPU is asked to carry unless a patch is given."""
 
 
 def batches(split: Split, *, batch_size: int, seed: int):  # noqa: ANN201 -- a function of the step
@@ -56,18 +55,20 @@ def flow_matching(
     First at times that are mostly in the middle, where structure is decided; then, at a lower rate, at times that are
     often near the ends. A one-step student asks its teacher at t = 1, and what leaks through there stays in its images.
     """
-    if steps < 1 or polish_steps < 0 or lr <= 0:
+    refuse_training(lr=lr, steps=steps, batch_size=batch_size)
+    warmup = min(200, steps // 4)
+    if polish_steps < 0 or not 0 <= decay_steps <= steps - warmup:
         raise ValueError(
-            f"steps={steps}, polish_steps={polish_steps}, lr={lr}: a teacher needs at least one step, no negative "
-            "polish, and a positive learning rate"
+            f"polish_steps={polish_steps}, decay_steps={decay_steps}: polish_steps must not be negative, and of "
+            f"{steps} steps the last 0 to {steps - warmup} can be decay_steps"
         )
-    rates = WarmupDecay(steps, min(200, steps // 4), decay_steps)
+    rates = WarmupDecay(steps, warmup, decay_steps)
     stages = [regression("teacher", net, LogitNormal(0.0, 1.2), steps=steps, lr=lr, schedule=rates, average=0.999)]
     if polish_steps:
         warmup = min(20, polish_steps // 4)
         rates = WarmupDecay(polish_steps, warmup, polish_steps - warmup)
         stages.append(regression("polish", net, Arcsine(), steps=polish_steps, lr=lr / 2, schedule=rates, average=0.99))
-    product = Product("teacher", "teacher.safetensors", "dit", net.config, card)
+    product = Product("teacher", "teacher.safetensors", "dit", net.config, card, split.classes)
     return Experiment(
         stages=stages,
         modules={"teacher": net},
@@ -78,6 +79,25 @@ def flow_matching(
         extendable=("steps", "decay_steps", "polish_steps", "data"),
         notes=notes,
     )
+
+
+def refuse_network(*, model: str, size: int | None, patch: int | None) -> None:
+    """Refuse a network that cannot be, before pictures are read and enlarged for it."""
+    if model not in SIZES:
+        raise ValueError(f"model={model!r}: unknown; choose one of {', '.join(SIZES)}")
+    if patch is not None and patch < 1:
+        raise ValueError(f"patch={patch}: the side of a patch is at least 1 pixel; leave it out to have it chosen")
+    if size is not None and size > 0 and patch is None:
+        choose_patch(size)
+
+
+def refuse_training(*, lr: float, **counts: int) -> None:
+    """Refuse counts below 1 and a learning rate that is not positive; recipes ask before they read their data."""
+    wrong = ", ".join(f"{name}={count}" for name, count in counts.items() if count < 1)
+    if wrong:
+        raise ValueError(f"{wrong}: a teacher's training needs at least 1; leave it out for the usual number")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr={lr}: a learning rate is a positive number; leave it out for the usual one")
 
 
 def regression(
@@ -93,12 +113,6 @@ def regression(
 def root_mean_square(split: Split) -> float:
     """Of the encoded pixels, to two digits: what a DiT's preconditioning needs to know of its data."""
     return round(Pixels().encode(split.images[:2000].float() / 255).square().mean().sqrt().item(), 2)
-
-
-def choose_patch(size: int) -> int:
-    """The smallest patch that divides the image and leaves a CPU few enough tokens."""
-    fits = [p for p in range(1, size + 1) if size % p == 0]
-    return next(p for p in fits if (size // p) ** 2 <= LARGEST_PATCH_COUNT)
 
 
 def teacher(
@@ -127,6 +141,8 @@ def teacher(
         lr: learning rate of AdamW.
         seed: of weights, data order, noise and dropped labels.
     """
+    refuse_training(lr=lr, steps=steps, batch_size=batch_size)
+    refuse_network(model=model, size=size, patch=patch)
     pictures = load(images, size)
     side, channels, classes = pictures.choice.size, pictures.choice.channels, len(pictures.classes)
     chosen = patch if patch is not None else choose_patch(side)
@@ -185,6 +201,7 @@ def distill(
     net = read_teacher(weights_of(teacher))
     pictures = load(images, int(net.config["image_size"]))
     refuse_mismatch(net, pictures, images)
+    most = len(pictures.split("test").images)
     plan = Plan(
         sketch_steps=sketch_steps,
         refine_steps=refine_steps,
@@ -192,11 +209,14 @@ def distill(
         guidance=guidance if net.classes else 1.0,
         discriminator=discriminator,
         derivative=derivative,
-        evaluate_samples=min(evaluate_samples, len(pictures.split("test").images)),
+        evaluate_samples=min(evaluate_samples, most),
         seed=seed,
     )
     batch_at = batches(pictures.split("train"), batch_size=batch_size, seed=seed)
-    return distillation(net, plan, batch_at=batch_at, judges=folder_jury(pictures, weights_of(teacher).parent))
+    judges = folder_jury(pictures, weights_of(teacher).parent)
+    fewer = (f"{most} images a row of the final table rather than {evaluate_samples}: there are {most} test pictures",)
+    experiment = distillation(net, plan, batch_at=batch_at, judges=judges)
+    return replace(experiment, notes=fewer if evaluate_samples > most else ())
 
 
 def load(folder: Path, size: int | None) -> Pictures:
@@ -211,8 +231,22 @@ def read_once(folder: Path, size: int | None) -> Pictures:
 
 
 def weights_of(teacher: Path) -> Path:
-    """The weights file of a teacher's run folder, or the file itself."""
-    return teacher / "models" / "teacher.safetensors" if teacher.is_dir() else teacher
+    """The weights file of a teacher's run folder, or the file itself.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not teacher.exists():
+        raise ValueError(
+            f"teacher {teacher}: there is no such file or folder; give the folder of the teacher's run, or its "
+            "weights, a .safetensors file"
+        )
+    path = teacher / "models" / "teacher.safetensors" if teacher.is_dir() else teacher
+    if not path.exists():
+        raise ValueError(
+            f"teacher {teacher}: this folder has no {path.relative_to(teacher)}; finish its training first"
+        )
+    return path
 
 
 def refuse_mismatch(net: DiT, pictures: Pictures, folder: Path) -> None:
@@ -242,8 +276,9 @@ def bench(run: Path, arguments: Mapping[str, Any]) -> tuple[Jury, DiT, dict[str,
     """What `hidistill evaluate` needs to know of a run of `distill`."""
     del run
     path = weights_of(Path(arguments["teacher"]))
-    net = read_teacher(path)
-    pictures = load(Path(arguments["images"]), int(net.config["image_size"]))
+    net, folder = read_teacher(path), Path(arguments["images"])
+    pictures = load(folder, int(net.config["image_size"]))
+    refuse_mismatch(net, pictures, folder)
     return folder_jury(pictures, path.parent), net, settings(arguments)
 
 

@@ -1,9 +1,8 @@
 """What the image recipes have in common after training: who is judged, by what, and what the report is given."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 REFERENCE_STEPS = 50
 """Steps of the teacher whose images are everybody's ends."""
+LEAST_SAMPLES = 10
+"""Fewer images per row say nothing, and two of each class are needed for their distances."""
+PARTIAL = "evaluation.partial.json"
+"""Rows of an evaluation that is under way."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,22 @@ def jury(train: Split, valid: Split, test: Split, classifier: Classifier | None,
         if not spaces:
             raise
     return Jury(test, train, valid, classifier, spaces)
+
+
+def refuse_count(judges: Jury, samples: int) -> None:
+    """Refuse a table of too few images, or of more than there are real ones to judge them by.
+
+    Raises:
+        ValueError: if there are too few or too many.
+    """
+    classes, most = len(judges.test.classes), len(judges.test.images)
+    least = max(LEAST_SAMPLES, 2 * classes)
+    if not least <= samples <= most:
+        advice = f"choose {least} to {most}" if least <= most else f"give a folder of at least {10 * least} pictures"
+        raise ValueError(
+            f"{samples} images a row of the table, of {most} test images: with {classes} classes it needs at least "
+            f"{least}, and at most as many as there are test images; {advice}"
+        )
 
 
 def of_student(noise: Points, cond: Cond, *, student: FlowMapDiT, times: Sequence[float], precision: str) -> Points:
@@ -197,7 +216,7 @@ def conclude(
         ),
         Given("real training images", Gallery.of(balanced_subset(judges.train, samples))),
     ]  # fmt: skip
-    partial_path, path = folder / "evaluation.partial.json", folder / "evaluation.json"
+    partial_path, path = folder / PARTIAL, folder / "evaluation.json"
     reference = teacher_row(teacher, scale=scale, steps=REFERENCE_STEPS, precision=precision).name
 
     def keep(so_far: Evaluation) -> None:
@@ -305,54 +324,3 @@ def attention_maps(split: Split, teacher: DiT, discriminator: Adaptive, *, n: in
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
     features = teacher.features(interpolate(x_0, noise, times), t=times, cond=part.labels)
     return torch.stack(discriminator.attention(features)).unflatten(-1, (teacher.grid, teacher.grid))
-
-
-def judge(
-    run: Path,
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    scales: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0),
-    teacher_steps: tuple[int, ...] = (4, 16),
-    student_steps: tuple[int, ...] = (1, 2, 4),
-) -> None:
-    """Evaluate a finished run again and write its report anew.
-
-    Args:
-        run: the run's folder.
-        samples: images per contestant.
-        seed: of the evaluation's noise.
-        scales: guidance scales at which the teacher draws in 50 steps, beside the run's own.
-        teacher_steps: step counts of the teacher at the run's own scale.
-        student_steps: step counts of the students.
-    """
-    from hidistill.recipes import digits, fashion, images
-
-    counts = (*teacher_steps, *student_steps)
-    if not student_steps:
-        raise ValueError("no student_steps: the table would have no student; give at least one count, e.g. 1")
-    if samples < 2 or any(count < 1 for count in counts) or any(scale < 0 for scale in scales):
-        raise ValueError(
-            f"samples={samples}, steps {counts}, scales {scales}: samples must be at least 2, steps at least 1, and "
-            "scales not negative"
-        )
-    path = run / "recipe.json"
-    if not path.exists():
-        raise ValueError(f"{run} is no run folder: it has no recipe.json; give the folder that `hidistill train` wrote")
-    recipe = json.loads(path.read_text())
-    benches = {"fashion.distill": fashion.bench, "images.distill": images.bench, "digits.smoke": digits.bench}
-    if recipe["recipe"] not in benches:
-        raise ValueError(f"{run} is a run of {recipe['recipe']}; runs of {', '.join(benches)} can be evaluated")
-    judges, teacher, settings = benches[recipe["recipe"]](run, recipe["arguments"])
-    conclude(
-        run, judges, teacher,
-        **settings | {
-            "samples": samples, "seed": seed, "scales": scales,
-            "teacher_steps": teacher_steps, "student_steps": student_steps,
-        },
-    )  # fmt: skip
-
-
-def subset(split: Split, count: int) -> Split:
-    """The first images of a split."""
-    return replace(split, images=split.images[:count], labels=split.labels[:count])

@@ -16,7 +16,7 @@ from hidistill.discriminators.per_token import PerToken
 from hidistill.discriminators.pooled import Pooled
 from hidistill.guidance import Guided
 from hidistill.path import interpolate
-from hidistill.recipes.judging import Jury, attention_maps, conclude, short_evaluation
+from hidistill.recipes.judging import Jury, attention_maps, conclude, contestants, refuse_count, short_evaluation
 from hidistill.recipes.stages import refine, sketch
 from hidistill.seeds import fold_in
 from hidistill.teachers.dit import DiT, FlowMapDiT
@@ -26,8 +26,6 @@ from hidistill.types import Batch, Derivative
 
 HEADS = {"adaptive": Adaptive, "pooled": Pooled, "per_token": PerToken}
 DERIVATIVES: dict[str, Derivative] = {"forward": Forward(), "central": Central()}
-LEAST_SAMPLES = 10
-"""Fewer images per row say nothing, and two of each class are needed for their distances."""
 TOLERATED = 0.03
 """Relative difference of the two derivatives above which a run does not start: labels dropped at random within the
 network or times rounded to bfloat16 give 0.3 and more, rounding below 0.01."""
@@ -65,20 +63,62 @@ class Plan:
             raise ValueError(f"guidance={self.guidance}: the scale must be in [0, 20]; 1 is no guidance, 1.5 is usual")
 
 
+@dataclass(frozen=True)
+class Finish:
+    """The full evaluation, the pictures and the page of a finished run.
+
+    Args:
+        judges: who judges.
+        teacher: whom the student is compared with.
+        plan: which rows there are, and of how many images.
+        head: the discriminator, whose attention is drawn.
+    """
+
+    judges: Jury
+    teacher: DiT
+    plan: Plan
+    head: nn.Module | None
+
+    def __call__(self, folder: Path) -> None:
+        """Evaluate the run in a folder."""
+        conclude(
+            folder,
+            self.judges,
+            self.teacher,
+            samples=self.plan.evaluate_samples,
+            seed=self.plan.seed,
+            discriminator=self.head if isinstance(self.head, Adaptive) else None,
+            **self.rows,
+        )
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """Which rows the table has."""
+        return {
+            "scale": self.plan.guidance,
+            "scales": self.plan.scales,
+            "teacher_steps": self.plan.teacher_steps,
+            "student_steps": (1, 2, 4),
+            "precision": quickest(),
+        }
+
+    @property
+    def passes(self) -> list[int]:
+        """Network passes per image, of each row that is drawn."""
+        lengths = {"sketch": self.plan.sketch_steps, "student": self.plan.refine_steps}
+        student = self.teacher.student()
+        students = {name: student for name, steps in lengths.items() if steps}
+        return [row.nfe for row in contestants(self.teacher, students, **self.rows)]
+
+
 def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], judges: Jury) -> Experiment:
     """Both stages on a DiT teacher, with short evaluations along the way and a full one at the end.
 
     Raises:
-        ValueError: if too few images would be judged.
+        ValueError: if too few images would be judged, or more than there are test images.
         RuntimeError: if the two derivative back ends disagree on this student.
     """
-    least = max(LEAST_SAMPLES, 2 * len(judges.test.classes))
-    if plan.evaluate_samples < least:
-        raise ValueError(
-            f"{plan.evaluate_samples} images a row of the final table, of {len(judges.test.images)} test images: "
-            f"with {len(judges.test.classes)} classes it needs at least {least}; raise evaluate_samples, or give a "
-            f"folder of at least {10 * least} pictures"
-        )
+    refuse_count(judges, plan.evaluate_samples)
     teacher.eval().requires_grad_(False)
     torch.manual_seed(fold_in(plan.seed, "student"))
     student, guided = teacher.student(), Guided(teacher, scale=plan.guidance)
@@ -86,14 +126,15 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
     head = None if plan.discriminator == "none" else HEADS[plan.discriminator](teacher.feature_channels)
     check_derivative(student, guided, batch_at(0))
     stages, modules, products = [], {"student": student}, {}
+    product = partial(Product, "student", family="dit-flow-map", config=student.config, classes=judges.test.classes)
     if plan.sketch_steps:
         derivative = DERIVATIVES[plan.derivative]
         stages.append(sketch(student, guided, steps=plan.sketch_steps, derivative=derivative))
-        products["sketch"] = Product("student", "sketch.safetensors", "dit-flow-map", student.config)
+        products["sketch"] = product(file="sketch.safetensors")
     if plan.refine_steps:
         stages.append(refine(student, guided, fake, head, steps=plan.refine_steps))
         modules |= {"fake": fake} | ({"discriminator": head} if head is not None else {})
-        products["refine"] = Product("student", "student.safetensors", "dit-flow-map", student.config)
+        products["refine"] = product(file="student.safetensors")
     averages = {stage.name: stage.averages["student"].module for stage in stages}
 
     def probe(stage: str) -> Mapping[str, float]:
@@ -114,7 +155,7 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
         products=products,
         probe=probe,
         probe_every=max(20, (plan.sketch_steps + plan.refine_steps) // 12),
-        finish=partial(finish, judges, teacher, plan, head),
+        finish=Finish(judges, teacher, plan, head),
     )
 
 
@@ -133,23 +174,6 @@ def check_derivative(student: FlowMapDiT, guided: Guided, batch: Batch) -> None:
             f"forward mode and central differences differ by {difference:.1%} on this student (at most {TOLERATED:.0%} "
             "is rounding); look for randomness in its forward pass, or times that are rounded to bfloat16"
         )
-
-
-def finish(judges: Jury, teacher: DiT, plan: Plan, head: nn.Module | None, folder: Path) -> None:
-    """The full evaluation, the pictures and the page of a finished run."""
-    conclude(
-        folder,
-        judges,
-        teacher,
-        scale=plan.guidance,
-        samples=plan.evaluate_samples,
-        seed=plan.seed,
-        scales=plan.scales,
-        teacher_steps=plan.teacher_steps,
-        student_steps=(1, 2, 4),
-        precision=quickest(),
-        discriminator=head if isinstance(head, Adaptive) else None,
-    )
 
 
 def settings(arguments: Mapping[str, Any]) -> dict[str, Any]:

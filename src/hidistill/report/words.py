@@ -27,6 +27,11 @@ from hidistill.report.scores import (
     winners,
 )
 
+COSTS = ("guidance", "evaluations", "ms / image")
+"""Columns before the metrics."""
+COLUMNS = 9
+"""Numbers beside each other: more would not fit into the page of 1200 pixels."""
+
 
 def headline(evaluation: Mapping[str, Any]) -> str:
     """A few sentences with the measured numbers, as HTML: quality and speed against the teacher."""
@@ -49,16 +54,21 @@ def headline(evaluation: Mapping[str, Any]) -> str:
 
 
 def compared(rows: Sequence[Row], student: Row, teacher: Row, metric: str) -> str:
-    """The student's distance beside the teacher's at its full steps, and beside the teacher's best."""
+    """The student's distance beside the teacher's at its full steps, and beside the teacher's best.
+
+    Only a sweep over guidance scales can tell the teacher's best.
+    """
     scale, best = finite(teacher.get("scale")), best_teacher(rows, metric)
     text = f"Fréchet distance ({escape(space(metric))}): student <b>{show(metric, value(student, metric))}</b>, "
     text += f"teacher <b>{show(metric, value(teacher, metric))}</b>"
     text += f" at guidance scale {scale:g}" if scale is not None else ""
+    swept = len({row.get("scale") for row in of_role(rows, "teacher") if value(row, metric) is not None}) > 1
     if best is None or best is teacher:
-        return f"{text}, its best."
+        return f"{text}, its best." if swept else f"{text}."
     where = finite(best.get("scale"))
     at = f"scale {where:g}" if where is not None and where != scale else counted(best)
-    return f"{text}, {show(metric, value(best, metric))} at its best ({at})."
+    number = show(metric, value(best, metric))
+    return f"{text}, {number} at its best ({at})." if swept else f"{text}, {number} in {at}."
 
 
 def speed(student: Row, teacher: Row) -> str:
@@ -80,30 +90,43 @@ def counted(row: Row) -> str:
 
 
 def table(evaluation: Mapping[str, Any]) -> str:
-    """All rows and all metrics, the best of every column in bold."""
+    """All rows and all metrics, the best of every column in bold; below each other what does not fit beside."""
     rows = sorted(generated(evaluation), key=lambda row: place(role(row)))
     floor = floor_row(evaluation)
     metrics = [metric for metric in columns([*rows, *([floor] if floor else [])]) if metric != "agreement_real"]
+    beside = COLUMNS - len(COSTS)
+    parts = [metrics[:beside]] + [metrics[i : i + COLUMNS] for i in range(beside, len(metrics), COLUMNS)]
+    whole = "".join(
+        f'<div class="scroll">{part_of_table(rows, floor, part, costs=part is parts[0])}</div>' for part in parts
+    )
+    return f"<figure>{whole}<figcaption>{caption(evaluation, rows, metrics)}</figcaption></figure>"
+
+
+def part_of_table(rows: Sequence[Row], floor: Row | None, metrics: Sequence[str], *, costs: bool) -> str:
+    """All rows and some metrics, with or without what an image costs."""
     best = {metric: winners(rows, metric) for metric in metrics}
-    head = "".join(f"<th scope='col'>{cell}</th>" for cell in ["", "guidance", "evaluations", "ms / image"])
-    for metric in metrics:
-        small = f"<small>{escape(space(metric))}</small>" if space(metric) else ""
-        arrow = ARROWS[meaning(metric).good].replace(" ", "&nbsp;")
-        head += f"<th scope='col'>{escape(meaning(metric).label)}{'&nbsp;' if arrow else ''}{arrow}{small}</th>"
+    head = "".join(f"<th scope='col'>{cell}</th>" for cell in ("", *(COSTS if costs else ())))
+    head += "".join(f"<th scope='col'>{heading(metric)}</th>" for metric in metrics)
     lines, before = [], None
     for i, row in enumerate(rows):
         cells = [show_plain(row.get("scale")), show_plain(row.get("nfe")), milliseconds(row.get("seconds_per_image"))]
+        cells = cells if costs else []
         for metric in metrics:
             text = show(metric, value(row, metric))
             cells.append(f"<b>{text}</b>" if i in best[metric] else text)
         lines.append(line(row, cells, first=role(row) != before))
         before = role(row)
     if floor:
-        cells = [ABSENT] * 3 + [show(metric, value(floor, metric)) for metric in metrics]
-        lines.append(line(floor, cells, first=True))
-    whole = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    foot = caption(evaluation, rows, metrics)
-    return f'<figure><div class="scroll">{whole}</div><figcaption>{foot}</figcaption></figure>'
+        cells = [ABSENT] * len(COSTS) if costs else []
+        lines.append(line(floor, [*cells, *(show(metric, value(floor, metric)) for metric in metrics)], first=True))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def heading(metric: str) -> str:
+    """What a column shows, which way is better, and in which feature space."""
+    small = f"<small>{escape(space(metric))}</small>" if space(metric) else ""
+    arrow = ARROWS[meaning(metric).good].replace(" ", "&nbsp;")
+    return f"{escape(meaning(metric).label)}{'&nbsp;' if arrow else ''}{arrow}{small}"
 
 
 def line(row: Row, cells: Sequence[str], *, first: bool) -> str:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hidistill.train.experiment import Experiment
+from hidistill.train.folder import OVER
 from hidistill.train.stage import Stage
 from hidistill.weights import WeightsError, load_into, state_of, synchronize
 
@@ -31,7 +32,7 @@ class DamagedCheckpoint(CheckpointError):
 
 
 class OutgrownCheckpoint(CheckpointError):
-    """A checkpoint that lies beyond a stage whose number of steps was changed; an older one may do."""
+    """A checkpoint that lies beyond a stage whose number of steps was changed."""
 
 
 @dataclass(frozen=True)
@@ -143,21 +144,18 @@ def verify(folder: Path) -> None:
     Raises:
         DamagedCheckpoint: naming the first file that is not what was written.
     """
-    advice = "remove this checkpoint to go on from an older one"
     try:
         sums = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        raise DamagedCheckpoint(f"{folder / MANIFEST} is missing or cut off ({error}); {advice}") from error
+        raise DamagedCheckpoint(f"{folder / MANIFEST} is missing or cut off ({error})") from error
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():
-            raise DamagedCheckpoint(f"{path} is missing; {advice}")
+            raise DamagedCheckpoint(f"{path} is missing")
         if path.stat().st_size != expected["bytes"]:
-            raise DamagedCheckpoint(
-                f"{path} has {path.stat().st_size:,} bytes, {expected['bytes']:,} were written; {advice}"
-            )
+            raise DamagedCheckpoint(f"{path} has {path.stat().st_size:,} bytes, {expected['bytes']:,} were written")
         if digest(path) != expected["sha256"]:
-            raise DamagedCheckpoint(f"{path} is not what was written (its sha256 differs); {advice}")
+            raise DamagedCheckpoint(f"{path} is not what was written (its sha256 differs)")
 
 
 def refuse_stranger(folder: Path, state: Mapping[str, Any], experiment: Experiment, recipe: str) -> None:
@@ -169,10 +167,13 @@ def refuse_stranger(folder: Path, state: Mapping[str, Any], experiment: Experime
     if differing:
         raise CheckpointError(f"checkpoint {folder} is of another run: {'; '.join(differing)}; use another --out")
     for index, stage in enumerate(experiment.stages[: state["stage"] + 1]):
-        done = state["step"] if index == state["stage"] else state["stages"][index][1]
-        if done > stage.steps or (index < state["stage"] and done != stage.steps):
+        over = index < state["stage"]
+        done = state["stages"][index][1] if over else state["step"]
+        if done > stage.steps or (over and done != stage.steps):
+            allowed = f"{OVER}: give it {done} steps again" if over else f"Give it at least {done} steps"
             raise OutgrownCheckpoint(
-                f"checkpoint {folder} has {done} steps of stage {stage.name!r} behind it, which has {stage.steps} now"
+                f"checkpoint {folder} has {done} steps of stage {stage.name!r} behind it, which has {stage.steps} now. "
+                f"{allowed}, or use another --out to start anew"
             )
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 from hidistill import __version__, weights
 from hidistill.train import checkpoint
-from hidistill.train.checkpoint import CheckpointError, DamagedCheckpoint, OutgrownCheckpoint, Position
+from hidistill.train.checkpoint import CheckpointError, DamagedCheckpoint, Position
 from hidistill.train.experiment import Experiment
-from hidistill.train.folder import FINISHED, agree, locked, record_environment, write_json
+from hidistill.train.folder import FINISHED, agree, locked, record_environment, renew, write_json
 from hidistill.train.journal import Journal
 from hidistill.train.loop import NonFinite, StepReport, steps
 from hidistill.train.pace import Clock
@@ -89,6 +89,7 @@ def execute(
             return
         run.take_up()
         try:
+            renew(folder, arguments)
             while run.position.stage < len(experiment.stages):
                 run.carry_on()
             if experiment.finish is not None:
@@ -132,14 +133,15 @@ class Run:
         for candidate in candidates:
             try:
                 self.position = checkpoint.load(candidate, self.experiment, recipe=self.recipe)
-            except (DamagedCheckpoint, OutgrownCheckpoint) as error:
+            except DamagedCheckpoint as error:
                 passed_over.append(str(error))
             else:
                 self.saved = candidate
                 break
         if candidates and self.saved is None:
             raise CheckpointError(
-                f"no checkpoint in {root} can be used: {'; '.join(passed_over)}. Use another --out to start anew"
+                f"no checkpoint in {root} can be used: {'; '.join(passed_over)}. Remove {root} to begin this run again "
+                "at its first step, or use another --out"
             )
         notes += [f"passed over: {error}" for error in passed_over]
         self.journal = Journal(self.folder / "metrics.jsonl", upto=self.position.global_step)
@@ -209,7 +211,8 @@ class Run:
             card |= {"seed": str(self.experiment.seed), "version": __version__} | dict(product.card)
             path = self.folder / "models" / product.file
             module = self.experiment.modules[product.role]
-            weights.save(path, module, family=product.family, config=product.config, card=card)
+            about = {"family": product.family, "config": product.config, "classes": product.classes}
+            weights.save(path, module, **about, card=card)
             message = str(path)
         if self.experiment.probe_every:
             self.probe()

@@ -22,6 +22,7 @@ class Product:
         family: see `hidistill.weights.save`.
         config: see `hidistill.weights.save`.
         card: lines for the model card beside those that the driver knows (recipe, stage, steps, seed, version).
+        classes: names of the classes by label, so that samples can be asked for by name; empty if there are none.
     """
 
     role: str
@@ -29,6 +30,7 @@ class Product:
     family: str
     config: Mapping[str, Any]
     card: Mapping[str, str] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Experiment:
         probe: a short evaluation along the way: name of the stage -> numbers.
         probe_every: steps between two probes, and one more at each stage's end; 0 is never.
         finish: runs once after the last stage, with the run's folder.
-        extendable: arguments of the recipe that may differ when a run is taken up again, e.g. ("steps",).
+        extendable: arguments of the recipe that may differ when a run is taken up again, e.g. ("steps",); the length of
+            a stage only while it runs, for its averages and its learning rate end with it.
         notes: what the recipe chose by itself, and why; shown at the start.
     """
 

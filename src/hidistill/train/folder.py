@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,8 @@ from hidistill import __version__
 from hidistill.weights import synchronize
 
 FINISHED = "finished"
+ABSENT = "(absent)"
+OVER = "A stage that has ended cannot be made longer or shorter, for its learning rate and its averages ended with it"
 DECIDES_BITS = ("torch", "machine", "threads", "device")
 """Lines of the environment on which the last bits of a result depend."""
 
@@ -56,10 +58,9 @@ def agree(folder: Path, *, recipe: str, arguments: Mapping[str, object], extenda
     """Write `recipe.json`, or make sure that the folder's run is of this recipe and these arguments.
 
     Raises:
-        ValueError: if it is another run's folder; names each argument that differs.
+        ValueError: if it is another run's folder, or a finished run's; names each argument that differs.
     """
-    path = folder / "recipe.json"
-    plain = json.loads(json.dumps(dict(arguments), default=str))
+    path, plain = folder / "recipe.json", plainly(arguments)
     if not path.exists():
         strangers = [name for name in ("checkpoints", "metrics.jsonl") if (folder / name).exists()]
         if strangers:
@@ -69,22 +70,51 @@ def agree(folder: Path, *, recipe: str, arguments: Mapping[str, object], extenda
     there = json.loads(path.read_text())
     if there["recipe"] != recipe:
         raise ValueError(f"{folder} holds a run of {there['recipe']}, this is {recipe}; use another --out")
-    absent = "(absent)"
-    names = sorted(there["arguments"].keys() | plain.keys())
-    differing = [name for name in names if there["arguments"].get(name, absent) != plain.get(name, absent)]
-    refused = [name for name in differing if name not in extendable]
-    if refused:
-        listed = "; ".join(
-            f"{name} is {there['arguments'].get(name, absent)!r} there and {plain.get(name, absent)!r} here"
-            for name in refused
-        )
+    differing = differences(
+        there["arguments"], plain, [name for name in arguments if isinstance(arguments[name], Path)]
+    )
+    if differing.keys() - set(extendable):
+        options = [name for name in extendable if name in plain]
+        allowed = f"only {' and '.join(options)} may change, while the stage runs" if options else "none may change"
+        listed = "; ".join(words for name, words in differing.items() if name not in extendable)
         raise ValueError(
-            f"{folder} holds a run of {recipe} with others: {listed}. Use another --out or the same arguments; "
-            f"those that may change are {list(extendable)}"
+            f"{folder} holds a run of {recipe} with other arguments: {listed}. Use the same arguments ({allowed}), or "
+            "another --out"
         )
-    if differing:
-        (folder / FINISHED).unlink(missing_ok=True)
+    if differing and (folder / FINISHED).exists():
+        raise ValueError(
+            f"{folder} holds this run, finished: {'; '.join(differing.values())}. {OVER}: give the same arguments, or "
+            "another --out to start anew"
+        )
+
+
+def renew(folder: Path, arguments: Mapping[str, object]) -> None:
+    """Write down the arguments with which a run goes on."""
+    path, plain = folder / "recipe.json", plainly(arguments)
+    there = json.loads(path.read_text())
+    if there["arguments"] != plain:
         write_json(path, there | {"arguments": plain})
+
+
+def plainly(arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Arguments as JSON holds them; paths are absolute, so that the run can be evaluated from any folder."""
+
+    def text(value: object) -> str:
+        return str(value.resolve() if isinstance(value, Path) else value)
+
+    return json.loads(json.dumps(dict(arguments), default=text))
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], paths: Sequence[str]) -> dict[str, str]:
+    """What differs between two runs' arguments, in words, by name; `paths` are those that name a file or folder."""
+    words = {}
+    for name in sorted(there.keys() | here.keys()):
+        theirs, ours = there.get(name, ABSENT), here.get(name, ABSENT)
+        # Folders of earlier versions hold paths as they were typed.
+        same = str(Path(theirs).resolve()) == ours if name in paths and isinstance(theirs, str) else theirs == ours
+        if not same:
+            words[name] = f"{name} is {theirs!r} there and {ours!r} here"
+    return words
 
 
 def environment(device: str) -> dict[str, Any]:

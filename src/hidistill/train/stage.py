@@ -31,7 +31,9 @@ class WarmupDecay:
     decay: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse ramps that do not fit."""
+        """Refuse a negative length, and ramps that do not fit."""
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps}: the length of a stage must not be negative; give 1 or more")
         if min(self.warmup, self.decay) < 0 or self.warmup + self.decay > self.steps:
             raise ValueError(f"warmup {self.warmup} and decay {self.decay} steps do not fit into {self.steps} steps")
 

@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 
 def doctor() -> int:
-    """Say what this machine has, and what a run here would cost; takes about ten seconds."""
+    """Say what this machine has, and what a run here would cost; takes less than a minute."""
     from hidistill.cli.machine import costs, data, hardware
     from hidistill.cli.outcome import wide_console
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 
 def command(argv: Sequence[str]) -> int:
-    """Run the command; the options are those of `hidistill.recipes.judging.judge`."""
+    """Run the command; the options are those of `hidistill.recipes.again.judge`."""
     from hidistill.cli.options import parse
     from hidistill.cli.outcome import show
-    from hidistill.recipes.judging import judge
+    from hidistill.recipes.again import judge
 
     arguments = parse(judge, argv, prog="hidistill evaluate", positional="run")
     run: Path = arguments.pop("run")

@@ -15,7 +15,7 @@ def sample(
     count: int = 64,
     steps: int | None = None,
     sampler: Literal["jump", "renoise", "euler", "heun"] | None = None,
-    label: int | None = None,
+    label: str | None = None,
     scale: float | None = None,
     seed: int = 0,
     npz: Path | None = None,
@@ -28,7 +28,7 @@ def sample(
         count: number of images.
         steps: steps of the sampler; by default 1 for a student and 50 for a teacher.
         sampler: jump or renoise for a student, euler or heun for a teacher.
-        label: class of all images; by default the classes in turn, one per column.
+        label: class of all images, by its name or by its number from 0; by default the classes in turn, one per column.
         scale: guidance scale of a teacher, 1 is no guidance; a student has its teacher's built in.
         seed: image i depends on the seed and i alone.
         npz: file for the images as an array (count, channels, height, width) of uint8, with their labels.
@@ -37,10 +37,13 @@ def sample(
 
     drawing.refuse(out, count=count)
     network = drawing.load(drawing.weights_file(source))
-    labels = drawing.labels_of(label, count, network.classes)
+    chosen = drawing.label_of(label, network)
+    labels = drawing.labels_of(chosen, count, network.classes)
     plan = drawing.plan(network, steps=steps, sampler=sampler, scale=scale)
-    drawing.write(drawing.images(network, plan, labels, seed), labels, one_class=label is not None, out=out, npz=npz)
-    words = f"{count} images in {plan.steps} step{'s' if plan.steps > 1 else ''} of {plan.sampler}: {out}"
+    drawing.write(drawing.images(network, plan, labels, seed), labels, one_class=chosen is not None, out=out, npz=npz)
+    known = chosen is not None and chosen < len(network.names)
+    of_class = "" if chosen is None else f" of class {chosen}" + (f", {network.names[chosen]}," if known else "")
+    words = f"{count} images{of_class} in {plan.steps} step{'s' if plan.steps > 1 else ''} of {plan.sampler}: {out}"
     Console().print(words, markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -1,5 +1,6 @@
 """`hidistill train RECIPE`: a recipe is a function, and its keyword arguments are the options."""
 
+import ast
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,14 +8,29 @@ from rich.console import Console
 
 USAGE = """usage: hidistill train RECIPE [--out DIR] [OPTIONS]
 
-RECIPE is a name that `hidistill list` shows, or a function of your own: FILE.py:FUNCTION or MODULE:FUNCTION.
+RECIPE is one of
+
+{names}
+
+which `hidistill list` describes, or a function of your own: FILE.py:FUNCTION or MODULE:FUNCTION.
 `hidistill train RECIPE --help` shows its options. The same command again goes on where the run stopped."""
+
+
+def names() -> list[str]:
+    """The bundled recipes, read from their sources: importing them would let the help wait for torch."""
+    found = []
+    for path in sorted((Path(__file__).parents[2] / "recipes").glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "RECIPES":
+                found += [f"{path.stem}.{ast.unparse(each)}" for each in getattr(node.value, "elts", ())]
+    return found
 
 
 def command(argv: Sequence[str]) -> int:
     """Run the command."""
     if not argv or argv[0] in ("-h", "--help"):
-        Console().print(USAGE, markup=False, highlight=False)
+        usage = USAGE.format(names="\n".join(f"  {name}" for name in names()))
+        Console().print(usage, markup=False, highlight=False, soft_wrap=True)
         return 0 if argv else 2
     if argv[0].startswith("-"):
         raise ValueError(f"{argv[0]!r} came before the recipe; write hidistill train RECIPE {argv[0]} ...")

@@ -1,0 +1,133 @@
+"""Evaluates a finished run again: with other counts, steps and scales, or from where teacher and pictures lie now."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hidistill.recipes import digits, fashion, images
+from hidistill.recipes.judging import PARTIAL, Jury, conclude, refuse_count
+from hidistill.teachers.dit import DiT
+
+logger = logging.getLogger(__name__)
+
+
+class Bench(NamedTuple):
+    """What another evaluation needs to know of a recipe.
+
+    Args:
+        build: gives judges, teacher and settings for a run's folder and arguments.
+        places: the recipe's arguments that name a place, by the option that overrides them.
+    """
+
+    build: Callable[[Path, Mapping[str, Any]], tuple[Jury, DiT, dict[str, Any]]]
+    places: Mapping[str, str]
+
+
+BENCHES = {
+    "fashion.distill": Bench(fashion.bench, {"teacher": "teacher_weights"}),
+    "images.distill": Bench(images.bench, {"teacher": "teacher", "images": "images"}),
+    "digits.smoke": Bench(digits.bench, {"teacher": "teacher"}),
+}
+
+
+def judge(
+    run: Path,
+    *,
+    samples: int | None = None,
+    seed: int = 0,
+    scales: tuple[float, ...] = (1.0, 1.25, 1.5, 2.0, 3.0),
+    teacher_steps: tuple[int, ...] = (4, 16),
+    student_steps: tuple[int, ...] = (1, 2, 4),
+    teacher: Path | None = None,
+    images: Path | None = None,
+) -> None:
+    """Evaluate a finished run again and write its report anew; the evaluation before it is kept in RUN/evaluations.
+
+    Args:
+        run: the run's folder.
+        samples: images per contestant, at most as many as there are test pictures; by default as in the run itself.
+        seed: of the evaluation's noise.
+        scales: guidance scales at which the teacher draws in 50 steps, beside the run's own.
+        teacher_steps: step counts of the teacher at the run's own scale.
+        student_steps: step counts of the students.
+        teacher: where the teacher lies now; by default where it lay when the run was started.
+        images: where the folder of pictures lies now; by default where it lay when the run was started.
+    """
+    refuse_settings((*teacher_steps, *student_steps), scales, student_steps)
+    recipe, arguments = recipe_of(run)
+    moved = {option: place for option, place in (("teacher", teacher), ("images", images)) if place is not None}
+    arguments = located(recipe, arguments, moved)
+    judges, net, settings = BENCHES[recipe].build(run, arguments)
+    count = samples if samples is not None else min(arguments["evaluate_samples"], len(judges.test.images))
+    refuse_count(judges, count)
+    keep(run)
+    if moved:  # the rows of an interrupted evaluation may be another teacher's
+        (run / PARTIAL).unlink(missing_ok=True)
+    conclude(
+        run, judges, net,
+        **settings | {
+            "samples": count, "seed": seed, "scales": scales,
+            "teacher_steps": teacher_steps, "student_steps": student_steps,
+        },
+    )  # fmt: skip
+
+
+def refuse_settings(counts: Sequence[int], scales: Sequence[float], student_steps: Sequence[int]) -> None:
+    """Refuse a table without a student, and steps and scales out of range."""
+    if not student_steps:
+        raise ValueError("no student_steps: the table would have no student; give at least one count, e.g. 1")
+    if any(count < 1 for count in counts) or any(scale < 0 for scale in scales):
+        raise ValueError(f"steps {counts}, scales {scales}: steps must be at least 1, and scales not negative")
+
+
+def recipe_of(run: Path) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a run's recipe, which must be one that can be evaluated."""
+    path = run / "recipe.json"
+    if not path.exists():
+        raise ValueError(f"{run} is no run folder: it has no recipe.json; give the folder that `hidistill train` wrote")
+    there = json.loads(path.read_text())
+    if there["recipe"] not in BENCHES:
+        raise ValueError(f"{run} is a run of {there['recipe']}; runs of {', '.join(BENCHES)} can be evaluated")
+    return there["recipe"], there["arguments"]
+
+
+def located(recipe: str, arguments: Mapping[str, Any], moved: Mapping[str, Path]) -> dict[str, Any]:
+    """A run's arguments with the places that `moved` gives by option, all of which exist.
+
+    Raises:
+        ValueError: if the recipe has no such argument, or nothing lies at a place.
+    """
+    places, found = BENCHES[recipe].places, dict(arguments)
+    for option, place in moved.items():
+        if option not in places:
+            known = " and ".join(f"--{name}" for name in places)
+            raise ValueError(f"--{option} {place}: a run of {recipe} has no {option} to replace; it takes {known}")
+        if not place.exists():
+            raise ValueError(f"--{option} {place}: there is no such file or folder; give the place where it lies")
+        found[places[option]] = str(place.resolve())
+    for option, argument in places.items():
+        place = found.get(argument)
+        if place is not None and not Path(place).exists():
+            raise ValueError(
+                f"the run was made with {argument} {place}, where nothing lies now; say with --{option} where it is"
+            )
+    return found
+
+
+def keep(run: Path) -> None:
+    """Copy a run's evaluation and its page to the next number in `evaluations/`, unless its newest copy is the same."""
+    current, folder = run / "evaluation.json", run / "evaluations"
+    if not current.exists():
+        return
+    kept = sorted(folder.glob("[0-9]*.json"))
+    if kept and kept[-1].read_bytes() == current.read_bytes():
+        return
+    copy = folder / f"{int(kept[-1].stem) + 1 if kept else 1:04d}.json"
+    folder.mkdir(exist_ok=True)
+    if (run / "report.html").exists():
+        shutil.copyfile(run / "report.html", copy.with_suffix(".html"))
+    shutil.copyfile(current, copy)
+    logger.info("the evaluation so far is kept as %s", copy)
