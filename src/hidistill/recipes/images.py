@@ -120,7 +120,8 @@ def teacher(
     images: Path,
     size: int | None = None,
     patch: int | None = None,
-    model: str = "tiny",
+    model: str = "slim",
+    pixel_channels: int = 16,
     steps: int = 4000,
     batch_size: int = 64,
     lr: float = 1e-3,
@@ -136,6 +137,7 @@ def teacher(
         size: side in pixels; None chooses it from the pictures.
         patch: side of a patch; None takes the smallest that leaves at most 100 tokens.
         model: name of a DiT's size.
+        pixel_channels: channels of the convolutions around its blocks; 0 is without.
         steps: length of the training.
         batch_size: pictures per step.
         lr: learning rate of AdamW.
@@ -149,8 +151,9 @@ def teacher(
     torch.manual_seed(fold_in(seed, "weights"))
     train = pictures.split("train")
     net = DiT(
-        image_size=side, channels=channels, classes=classes, patch=chosen, size=model, data_std=root_mean_square(train)
-    )
+        image_size=side, channels=channels, classes=classes, patch=chosen, size=model, data_std=root_mean_square(train),
+        activation="silu", pixel_channels=pixel_channels,
+    )  # fmt: skip
     why = f"patch {chosen}: " + ("asked for" if patch is not None else f"{(side // chosen) ** 2} tokens an image")
     notes = (*pictures.choice.reasons, why, f"model {model}: {sum(p.numel() for p in net.parameters()):,} parameters")
     card = {"data": f"{pictures.facts.count} pictures", "choices": "; ".join(notes)}
