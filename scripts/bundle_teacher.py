@@ -20,6 +20,7 @@ from hidistill.data.fashion import CLASSES
 from hidistill.recipes.fashion import GUIDANCE, TEACHER
 from hidistill.recipes.judging import read_teacher
 from hidistill.scores import Evaluation
+from hidistill.train.loop import quickest
 
 
 def main(run: tyro.conf.Positional[Path], *, evaluation: Path | None = None) -> None:
@@ -38,7 +39,7 @@ def main(run: tyro.conf.Positional[Path], *, evaluation: Path | None = None) -> 
         "recipe": "fashion.teacher",
         "arguments": json.dumps(arguments),
         "data": "Fashion-MNIST, 60,000 training images; MIT, copyright 2017 Zalando SE",
-        "precision": "trained in float32 with bfloat16 autocast, average of the weights stored in float16",
+        "precision": f"trained in float32, products in {quickest()}; average of the weights stored in float16",
         "guidance": f"{GUIDANCE:g} is distilled",
         "license": "Apache-2.0",
     }

@@ -78,8 +78,8 @@ def main(
     samples: int = 1000,
     scales: tuple[float, ...] = (GUIDANCE, 1.0, 1.25, 2.0),
     sketch_steps: int = 300,
-    refine_steps: int = 450,
-    equal_compute_steps: int = 720,
+    refine_steps: int = 900,
+    equal_compute_steps: int = 1200,
     processes: int = 2,
 ) -> None:
     """Train, evaluate, and print the table.

@@ -158,7 +158,8 @@ def test_an_interrupted_evaluation_goes_on(held_out, tmp_path):
     assert [row.name for row in found.rows] == ["teacher", "real", "blurred", "brighter"]
     assert [row.metrics for row in found.rows] == [row.metrics for row in whole.rows]
     assert again[2].sample.drawn == 0
-    assert told == [("teacher", N, N), ("brighter", N, N)]
+    assert [name for name, drawn, n in told if drawn == n] == ["teacher", "brighter"]
+    assert {name for name, _, _ in told} == {"teacher", "brighter"}
     complete = cast()
     assert run(complete, held_out, **settings, done=found) == found
     assert complete[0].sample.drawn == 0

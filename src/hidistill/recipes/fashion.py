@@ -8,7 +8,7 @@ import torch
 
 from hidistill.data import fashion
 from hidistill.metrics.classifier import read_classifier
-from hidistill.recipes.images import batches, flow_matching, refuse_training, root_mean_square
+from hidistill.recipes.images import REFINE, batches, flow_matching, refuse_training, root_mean_square
 from hidistill.recipes.judging import Jury, jury, read_teacher
 from hidistill.recipes.two_stages import Plan, distillation, settings
 from hidistill.seeds import fold_in
@@ -71,12 +71,12 @@ def teacher(
 def distill(
     *,
     sketch_steps: int = 300,
-    refine_steps: int = 450,
+    refine_steps: int = 900,
     batch_size: int = 32,
     guidance: float = GUIDANCE,
     discriminator: Literal["adaptive", "pooled", "per_token", "none"] = "adaptive",
     derivative: Literal["forward", "central"] = "forward",
-    evaluate_samples: int = 1000,
+    evaluate_samples: int = 500,
     teacher_weights: Path | None = None,
     seed: int = 0,
 ) -> Experiment:
@@ -106,6 +106,7 @@ def distill(
         derivative=derivative,
         evaluate_samples=evaluate_samples,
         seed=seed,
+        refine=REFINE,
     )
     batch_at = batches(fashion.bundled("train"), batch_size=batch_size, seed=seed)
     return distillation(net, plan, batch_at=batch_at, judges=fashion_jury())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,10 @@ network or times rounded to bfloat16 give 0.3 and more, rounding below 0.01."""
 
 @dataclass(frozen=True)
 class Plan:
-    """The knobs that the image recipes share; each recipe's docstring says what they do."""
+    """The knobs that the image recipes share; each recipe's docstring says what they do.
+
+    `refine` holds arguments of `stages.refine` that differ from its defaults.
+    """
 
     sketch_steps: int
     refine_steps: int
@@ -47,6 +50,7 @@ class Plan:
     probe_samples: int = 200
     scales: tuple[float, ...] = (1.0,)
     teacher_steps: tuple[int, ...] = (4, 16)
+    refine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse counts and a scale out of range."""
@@ -132,7 +136,7 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
         stages.append(sketch(student, guided, steps=plan.sketch_steps, derivative=derivative))
         products["sketch"] = product(file="sketch.safetensors")
     if plan.refine_steps:
-        stages.append(refine(student, guided, fake, head, steps=plan.refine_steps))
+        stages.append(refine(student, guided, fake, head, steps=plan.refine_steps, **plan.refine))
         modules |= {"fake": fake} | ({"discriminator": head} if head is not None else {})
         products["refine"] = product(file="student.safetensors")
     averages = {stage.name: stage.averages["student"].module for stage in stages}
