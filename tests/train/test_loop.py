@@ -239,7 +239,7 @@ def test_autocast_leaves_weights_and_loss_in_float32():
 
 
 def test_the_quickest_precision_is_the_quicker_one_of_a_matrix_product():
-    """bfloat16 is taken only where it is no slower than float32 here: without instructions it is a hundred times so."""
+    """At most three times as slow as the other: without instructions for it, bfloat16 is a hundred times slower."""
 
     def seconds(dtype: torch.dtype) -> float:
         a, b = torch.randn(512, 512).to(dtype), torch.randn(512, 512).to(dtype)
@@ -250,5 +250,5 @@ def test_the_quickest_precision_is_the_quicker_one_of_a_matrix_product():
             taken.append(time.perf_counter() - begin)
         return min(taken)
 
-    low, full = seconds(torch.bfloat16), seconds(torch.float32)
-    assert low < 3 * full if quickest() == "bfloat16" else full < low
+    taken = {"bfloat16": seconds(torch.bfloat16), "float32": seconds(torch.float32)}
+    assert taken[quickest()] < 3 * min(taken.values())

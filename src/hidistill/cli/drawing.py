@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hidistill.codecs import Pixels
-from hidistill.evaluate import draw
+from hidistill.evaluate import BATCH, draw
 from hidistill.guidance import Guided
 from hidistill.report.pictures import grid as picture_grid
 from hidistill.report.pictures import quantized
@@ -20,7 +20,7 @@ from hidistill.teachers.dit import DiT, FlowMapDiT
 from hidistill.types import Cond, Images, Labels, Points
 from hidistill.weights import load_into, read
 
-MOST_STEPS, MOST_IMAGES, BATCH = 1000, 100_000, 250
+MOST_STEPS, MOST_IMAGES = 1000, 100_000
 SMALL = 56
 """Images below this side are enlarged to it in the picture, by a whole factor."""
 MOST_IN_PICTURE, MOST_COLUMNS, MOST_NAMES = 400, 20, 20

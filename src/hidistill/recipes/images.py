@@ -26,7 +26,7 @@ from hidistill.train.stage import Stage, Update, WarmupDecay
 from hidistill.types import Batch, Split, TimeLaw
 
 REFINE = {"every": 4, "lr_fake": 1e-3, "lr_discriminator": 1.5e-3, "feature_gradient": 0.05}
-"""Refine with short steps on pictures: a fake score that learns fast and often, and a faint adversarial gradient."""
+"""Refine in few steps on pictures: a fake score that learns fast and often, and a faint adversarial gradient."""
 
 
 def batches(split: Split, *, batch_size: int, seed: int):  # noqa: ANN201 -- a function of the step
