@@ -50,7 +50,9 @@ def costs(size: str, pixel_channels: int = 0) -> list[str]:
     f = flops(lambda: student.mean_velocity(batch.x, t=t, r=0.5 * t, cond=batch.cond))
     guided = Guided(teacher, scale=1.5)
     stages = [sketch(student, guided, steps=10, derivative=Forward(), instantaneous=share) for share in (0.75, 0.25)]
+    kept = stages[-1].updates["student"].objective
     stages.append(refine(student, guided, fake, head, steps=10))
+    stages.append(refine(student, guided, fake, head, steps=10, trajectory=kept))
     updates = [*(stage.updates["student"] for stage in stages), stages[-1].updates["critics"]]
     name = f"{size}, {pixel_channels} pixel channels" if pixel_channels else size
     return [name, f"{f / BATCH / 1e9:.3f}", *(f"{spent(update, batch) / f:.2f}" for update in updates)]
@@ -63,6 +65,7 @@ if __name__ == "__main__":
         "sketch, 25 % r < t",
         "sketch, 75 % r < t",
         "refine, student",
+        "refine, student with trajectory",
         "refine, critics",
     ]
     networks = (("mini", 0), ("slim", 16), ("tiny", 0), ("compact", 0), ("S", 0))

@@ -1,11 +1,11 @@
-"""Fashion-MNIST over seeds: both stages, and refine without sketch at equal refine steps and at equal total compute.
+"""Fashion-MNIST over seeds: both stages, the same without a trajectory loss in refine, and refine without sketch.
 
     python scripts/seeds.py --out runs/seeds
 
-Trains every variant with every seed (two processes of one thread each, which is what two cores do best), then lets all
-students and the teacher draw from the same noise, judged on the test pictures. Taken up again where it stopped. Prints
-the table of means and sample standard deviations over the training seeds, and writes it to OUT/table.md beside the
-evaluations of each seed.
+Refine without sketch comes twice: at equal refine steps, and at equal compute. Trains every variant with every seed
+(two processes of one thread each, which is what two cores do best), then lets all students and the teacher draw from
+the same noise, judged on the test pictures. Taken up again where it stopped. Prints the table of means and sample
+standard deviations over the training seeds, and writes it to OUT/table.md beside the evaluations of each seed.
 """
 
 import inspect
@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 import tyro
@@ -28,6 +29,8 @@ from hidistill.train.driver import execute
 from hidistill.train.loop import quickest
 from hidistill.types import Gallery
 
+Variant = Literal["both-stages", "refine-equal-steps", "refine-equal-compute", "no-trajectory-in-refine"]
+
 COLUMNS = ("name", "nfe", "agreement", "diversity", "high_frequency", "end_distance")
 
 
@@ -36,7 +39,7 @@ def train(folder: Path, variant: str, seed: int, arguments: dict) -> None:
     torch.set_num_threads(1)
     path = folder / f"{variant}-{seed}"
     defaults = {name: parameter.default for name, parameter in inspect.signature(distill).parameters.items()}
-    complete = defaults | arguments | {"seed": seed}
+    complete: dict[str, Any] = defaults | arguments | {"seed": seed}
     experiment = replace(distill(**complete), probe=None, finish=None)
     execute(experiment, path, recipe="fashion.distill", arguments=complete)
     sys.stderr.write(f"trained {path}\n")
@@ -77,9 +80,10 @@ def main(
     seeds: tuple[int, ...] = (0, 1, 2),
     samples: int = 1000,
     scales: tuple[float, ...] = (GUIDANCE, 1.0, 1.25, 2.0),
-    sketch_steps: int = 300,
-    refine_steps: int = 900,
-    equal_compute_steps: int = 1200,
+    sketch_steps: int = 500,
+    refine_steps: int = 400,
+    equal_compute_steps: int = 875,
+    variants: tuple[Variant, ...] = get_args(Variant),
     processes: int = 2,
 ) -> None:
     """Train, evaluate, and print the table.
@@ -89,23 +93,25 @@ def main(
         seeds: of training; at least two.
         samples: pictures per row.
         scales: guidance scales of the teacher in 50 steps; the first is the one that is distilled.
-        sketch_steps: of the variant with both stages.
-        refine_steps: of the variants with both stages and with equal refine steps.
-        equal_compute_steps: refine steps that take as long as both stages together.
+        sketch_steps: of the variants with both stages.
+        refine_steps: of every variant but the one of equal compute.
+        equal_compute_steps: refine steps without sketch that take as many products as both stages together:
+            500 sketch steps of 6.53 F and 400 refine steps of 12.85 F are 875 of 9.6 F (`benchmarks/flops.py`).
+        variants: which to train and judge.
         processes: runs at a time, one thread each.
     """
-    variants = {
-        "both-stages": {"sketch_steps": sketch_steps, "refine_steps": refine_steps},
+    both = {"sketch_steps": sketch_steps, "refine_steps": refine_steps}
+    settings: dict[Variant, dict] = {
+        "both-stages": both,
         "refine-equal-steps": {"sketch_steps": 0, "refine_steps": refine_steps},
         "refine-equal-compute": {"sketch_steps": 0, "refine_steps": equal_compute_steps},
+        "no-trajectory-in-refine": {**both, "trajectory_weight": 0.0},
     }
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        jobs = [
-            pool.submit(train, out, name, seed, arguments) for seed in seeds for name, arguments in variants.items()
-        ]
+        jobs = [pool.submit(train, out, name, seed, settings[name]) for seed in seeds for name in variants]
         for job in jobs:
             job.result()
-    evaluations = [judged(out, list(variants), seed, samples, scales) for seed in seeds]
+    evaluations = [judged(out, variants, seed, samples, scales) for seed in seeds]
     spreads = summary(evaluations)
     metrics = [key for key in spreads[0].row.metrics if key.startswith(("fd/", "recall/"))]
     text = markdown(table(spreads, [*COLUMNS[:2], *metrics, *COLUMNS[2:]]))

@@ -81,6 +81,19 @@ def test_refine(parts, head):
     assert 5.0 < cost(stage.updates["critics"], batch, f) <= 7.0
 
 
+def test_a_trajectory_kept_in_refine_costs_one_sketch_step(parts):
+    """What the student's update costs is the sum of both, and the critics pay nothing for it."""
+    teacher, student, batch, f = parts
+    fake = teacher.teacher.from_config(teacher.teacher.config).requires_grad_(False)
+    kept = sketch(student, teacher, steps=10, derivative=Forward())
+    both = refine(student, teacher, fake, None, steps=10, trajectory=kept.updates["student"].objective)
+    alone = refine(student, teacher, fake, None, steps=10)
+    costs = [cost(stage.updates["student"], batch, f) for stage in (both, alone, kept)]
+    assert costs[0] == pytest.approx(costs[1] + costs[2], abs=0.01)
+    assert costs[0] <= 6.0 + 2 + 3 + 0.75 * 2.1
+    assert cost(both.updates["critics"], batch, f) <= 4.0
+
+
 def test_refine_without_a_discriminator_keeps_no_graph_of_the_teacher(parts):
     """Student: itself 3, fake 1, teacher 2; critics: sample 1, fake 3."""
     teacher, student, batch, f = parts

@@ -94,6 +94,15 @@ def test_times_that_do_not_fall_within_the_unit_interval_are_refused(times):
         renoise(student, noise, cond=LABELS, times=times, fresh=[])
 
 
+def test_renoise_takes_the_same_noise_twice_where_it_is_given_twice():
+    """A fixed noise at every step is a usual call: the second one must noise the sample, not replace it."""
+    student, noise = ExactFlowMap(mixture(), 10), torch.randn(4, 2, dtype=torch.float64)
+    twice, copied = (
+        renoise(student, noise, cond=LABELS, times=(1.0, 0.5, 0.0), fresh=[fresh]) for fresh in (noise, noise.clone())
+    )
+    assert torch.equal(twice, copied)
+
+
 def test_renoise_counts_its_noise_and_ends_at_data():
     student, noise = ExactFlowMap(mixture(), 1), torch.randn(4, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"2 fresh noises came.*1 are needed"):

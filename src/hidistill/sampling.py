@@ -61,9 +61,10 @@ def renoise(student: Student, noise: Points, *, cond: Cond, times: Sequence[floa
         raise ValueError(f"times {tuple(times)} end at {times[-1]}; re-noising ends with a jump to data, append 0.0")
     if len(fresh) != len(times) - 2:
         raise ValueError(f"{len(fresh)} fresh noises came for times {tuple(times)}; {len(times) - 2} are needed")
-    x_0, rest = torch.zeros_like(noise), [noise, *fresh]
-    for t, new in zip(times[:-1], rest, strict=True):
-        x_t = new if new is noise else (1 - t) * x_0 + t * new
+    x_t = x_0 = noise
+    for step, t in enumerate(times[:-1]):
+        if step:
+            x_t = (1 - t) * x_0 + t * fresh[step - 1]
         x_0 = x_t - t * student.mean_velocity(x_t, t=all_rows(t, x_t), r=all_rows(0.0, x_t), cond=cond)
     return x_0
 

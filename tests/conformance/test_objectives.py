@@ -180,7 +180,9 @@ def test_refine_goes_on_from_a_state_bit_for_bit(parts):
     networks.discriminator.train()
 
     def stage_of(p):
-        return refine(p.student, Guided(networks.teacher, 2.0), p.fake, p.discriminator, steps=6, penalty=0.1)
+        guided = Guided(networks.teacher, 2.0)
+        kept = MeanFlow(guided, p.student, Forward())
+        return refine(p.student, guided, p.fake, p.discriminator, steps=6, penalty=0.1, trajectory=kept)
 
     def run(stage, start, stop):
         for report in steps(stage, lambda _: batch, seed=3, start=start):

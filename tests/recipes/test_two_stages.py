@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,22 @@ from hidistill import weights
 from hidistill.data.fashion import CLASSES as FASHION
 from hidistill.metrics.classifier import Classifier, save_classifier
 from hidistill.recipes import digits, fashion, images
-from hidistill.recipes.two_stages import Plan
+from hidistill.recipes.judging import read_teacher
+from hidistill.recipes.two_stages import Plan, distillation
 from hidistill.teachers.dit import DiT, Size
 from hidistill.train.driver import execute
+
+PLAN: dict[str, Any] = {
+    "sketch_steps": 1,
+    "refine_steps": 1,
+    "batch_size": 8,
+    "guidance": 1.5,
+    "discriminator": "adaptive",
+    "derivative": "forward",
+    "trajectory_weight": 0.02,
+    "evaluate_samples": 50,
+    "seed": 0,
+}
 
 
 def tiny_teacher(path, *, size, channels, classes, patch):
@@ -98,6 +112,32 @@ def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, classes,
 
 
 @pytest.mark.parametrize(
+    ("change", "kept"),
+    [({}, True), ({"trajectory_weight": 0.0}, False), ({"sketch_steps": 0}, False)],
+    ids=["usual", "left out", "no sketch"],
+)
+def test_refine_keeps_the_sketchs_loss_where_there_is_one(change, kept, tmp_path, pictures):
+    recipe, arguments = fashion_run(tmp_path, pictures)
+    arguments = {**arguments, "sketch_steps": 1, "refine_steps": 2, **change}
+    experiment = replace(recipe(**arguments), probe=None, finish=None)
+    execute(experiment, tmp_path / "run", recipe="fashion.distill", arguments={})
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [line for line in lines if line["stage"] == "refine" and "student/judged" in line]
+    assert ("student/trajectory" in last) == kept
+    assert np.isfinite(last["student/loss"])
+
+
+def test_the_kept_loss_does_not_warm_up_again(tmp_path):
+    """Refine counts its steps from 0, which a warm-up of the sketch would take for its own beginning."""
+    net = read_teacher(tiny_teacher(tmp_path / "digits.safetensors", size=8, channels=1, classes=10, patch=2))
+    plan = Plan(**PLAN, sketch={"warmup_steps": 5})
+    batch_at = images.batches(digits.digits("train"), batch_size=8, seed=0)
+    first, second = distillation(net, plan, batch_at=batch_at, judges=digits.digits_jury()).stages
+    assert first.updates["student"].objective.warmup_steps == 5
+    assert second.updates["student"].objective.terms["trajectory"].warmup_steps == 0
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"guidance": -1.0}, "guidance=-1.0"),
@@ -106,21 +146,13 @@ def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, classes,
         ({"sketch_steps": 0, "refine_steps": 0}, "one must be positive"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"evaluate_samples": 0}, "evaluate_samples=0"),
+        ({"trajectory_weight": -0.1}, "trajectory_weight=-0.1"),
+        ({"trajectory_weight": float("nan")}, "trajectory_weight=nan"),
     ],
 )
 def test_a_plan_refuses_what_cannot_be_run(change, message):
-    good = {
-        "sketch_steps": 1,
-        "refine_steps": 1,
-        "batch_size": 8,
-        "guidance": 1.5,
-        "discriminator": "adaptive",
-        "derivative": "forward",
-        "evaluate_samples": 50,
-        "seed": 0,
-    }
     with pytest.raises(ValueError, match=message):
-        Plan(**{**good, **change})
+        Plan(**{**PLAN, **change})
 
 
 def test_pictures_of_another_kind_than_the_teachers_are_refused(tmp_path, pictures):

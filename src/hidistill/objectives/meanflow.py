@@ -24,7 +24,8 @@ class MeanFlow:
         derivative: takes d/dt u, only for the rows with r < t.
         times: distribution that t and r are drawn from, and sorted.
         instantaneous: share of the rows with r = t, whose target is v itself.
-        power: 0 is the plain squared error; 1 makes every sample pull equally.
+        power: 0 is the plain squared error; with 1 every sample counts alike in the loss, so that small errors, those
+            of short intervals, pull hardest; with 1/2 all gradients are of a size.
         offset: keeps small errors from pulling without limit.
         warmup_steps: steps over which the derivative's term grows from 0 to its full size (arXiv 2410.11081, 4.2).
     """

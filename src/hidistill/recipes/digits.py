@@ -90,6 +90,7 @@ def smoke(
         guidance=1.5,
         discriminator="adaptive",
         derivative="forward",
+        trajectory_weight=0.02,
         evaluate_samples=evaluate_samples,
         seed=seed,
         scales=(),

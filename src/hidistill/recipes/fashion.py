@@ -8,7 +8,7 @@ import torch
 
 from hidistill.data import fashion
 from hidistill.metrics.classifier import read_classifier
-from hidistill.recipes.images import REFINE, batches, flow_matching, refuse_training, root_mean_square
+from hidistill.recipes.images import REFINE, SKETCH, batches, flow_matching, refuse_training, root_mean_square
 from hidistill.recipes.judging import Jury, jury, read_teacher
 from hidistill.recipes.two_stages import Plan, distillation, settings
 from hidistill.seeds import fold_in
@@ -70,12 +70,13 @@ def teacher(
 
 def distill(
     *,
-    sketch_steps: int = 300,
-    refine_steps: int = 900,
+    sketch_steps: int = 500,
+    refine_steps: int = 400,
     batch_size: int = 32,
     guidance: float = GUIDANCE,
     discriminator: Literal["adaptive", "pooled", "per_token", "none"] = "adaptive",
     derivative: Literal["forward", "central"] = "forward",
+    trajectory_weight: float = 0.02,
     evaluate_samples: int = 500,
     teacher_weights: Path | None = None,
     seed: int = 0,
@@ -92,6 +93,7 @@ def distill(
         guidance: scale of the teacher's classifier-free guidance that is distilled; 1 is none.
         discriminator: the head on the teacher's features; none is distribution matching alone.
         derivative: how the sketch takes du/dt: forward mode, or central differences.
+        trajectory_weight: of the sketch's loss, kept in refine beside DMD; 0 leaves it out, as does no sketch.
         evaluate_samples: images per row of the final table.
         teacher_weights: another teacher's file; None is the bundled one.
         seed: of everything.
@@ -104,8 +106,10 @@ def distill(
         guidance=guidance,
         discriminator=discriminator,
         derivative=derivative,
+        trajectory_weight=trajectory_weight,
         evaluate_samples=evaluate_samples,
         seed=seed,
+        sketch=SKETCH,
         refine=REFINE,
     )
     batch_at = batches(fashion.bundled("train"), batch_size=batch_size, seed=seed)

@@ -25,8 +25,11 @@ from hidistill.train.loop import quickest
 from hidistill.train.stage import Stage, Update, WarmupDecay
 from hidistill.types import Batch, Split, TimeLaw
 
-REFINE = {"every": 4, "lr_fake": 1e-3, "lr_discriminator": 1.5e-3, "feature_gradient": 0.05}
-"""Refine in few steps on pictures: a fake score that learns fast and often, and a faint adversarial gradient."""
+SKETCH = {"lr": 1e-3}
+"""Sketch in few steps on pictures."""
+
+REFINE = {"lr_fake": 1e-3, "lr_discriminator": 1.5e-3, "feature_gradient": 0.03}
+"""Refine in few steps on pictures: a fake score that learns fast, and a faint adversarial gradient."""
 
 
 def batches(split: Split, *, batch_size: int, seed: int):  # noqa: ANN201 -- a function of the step
@@ -178,12 +181,13 @@ def distill(
     *,
     images: Path,
     teacher: Path,
-    sketch_steps: int = 300,
-    refine_steps: int = 900,
+    sketch_steps: int = 500,
+    refine_steps: int = 400,
     batch_size: int = 32,
     guidance: float = 1.5,
     discriminator: Literal["adaptive", "pooled", "per_token", "none"] = "adaptive",
     derivative: Literal["forward", "central"] = "forward",
+    trajectory_weight: float = 0.02,
     evaluate_samples: int = 500,
     seed: int = 0,
 ) -> Experiment:
@@ -201,6 +205,7 @@ def distill(
         guidance: scale of the teacher's classifier-free guidance that is distilled; ignored without classes.
         discriminator: the head on the teacher's features; none is distribution matching alone.
         derivative: how the sketch takes du/dt: forward mode, or central differences.
+        trajectory_weight: of the sketch's loss, kept in refine beside DMD; 0 leaves it out, as does no sketch.
         evaluate_samples: images per row of the final table, at most as many as there are test pictures.
         seed: of everything.
     """
@@ -215,8 +220,10 @@ def distill(
         guidance=guidance if net.classes else 1.0,
         discriminator=discriminator,
         derivative=derivative,
+        trajectory_weight=trajectory_weight,
         evaluate_samples=min(evaluate_samples, most),
         seed=seed,
+        sketch=SKETCH,
         refine=REFINE,
     )
     batch_at = batches(pictures.split("train"), batch_size=batch_size, seed=seed)

@@ -169,11 +169,11 @@ def contestants(
     student_steps: Sequence[int],
     precision: str,
 ) -> list[Contestant]:
-    """The student at each of its step counts, the sketch in one; the teacher at `scale`, and in 50 at each scale."""
+    """Student and sketch at each step count; the teacher at `scale` and `teacher_steps`, and in 50 at each scale."""
     rows = [
         student_row(name, student, steps=steps, precision=precision)
         for name, student in students.items()
-        for steps in (student_steps if name == "student" else (1,))
+        for steps in student_steps
     ]
     if "student" in students:
         several = [steps for steps in student_steps if steps > 1]

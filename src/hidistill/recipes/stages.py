@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import Adam, AdamW
 
 from hidistill.objectives.adversarial import Fool, Hinge, TellApart
-from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples
+from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples, Sum
 from hidistill.objectives.dmd import DMD
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.objectives.meanflow import MeanFlow
@@ -14,6 +14,7 @@ from hidistill.train.stage import Stage, Update, WarmupDecay
 from hidistill.types import (
     Derivative,
     NoisedObjective,
+    Objective,
     RolloutObjective,
     Student,
     Teacher,
@@ -42,7 +43,7 @@ def sketch(
         steps: length of the stage.
         derivative: forward mode or central differences.
         lr: Adam's learning rate; falls to zero over the last two fifths.
-        times: distribution that t and r are drawn from. Uniform rather than the log-normal of MeanFlow from data: a
+        times: distribution that t and r are drawn from. Uniform rather than the logit-normal of MeanFlow from data: a
             one-step student is asked at t = 1, r = 0, where that law hardly comes.
         instantaneous: share of the rows with r = t.
         warmup_steps: steps over which the derivative's term grows to its full size.
@@ -72,6 +73,8 @@ def refine(
     fake_times: TimeLaw = Arcsine(),
     starts: tuple[float, ...] = (1.0,),
     penalty: float = 0.0,
+    trajectory: Objective | None = None,
+    trajectory_weight: float = 0.02,
     decay: float = 0.98,
 ) -> Stage:
     """Stage 2: the student's samples are moved to where data is likely, and made to look real.
@@ -92,12 +95,21 @@ def refine(
             noise it must find out what the student's samples have and data has not.
         starts: times from which the student's judged jumps start.
         penalty: weight of the approximate R1.
+        trajectory: a loss along the teacher's trajectories that the student keeps beside its judges, as the sketch's
+            MeanFlow: it draws every jump to the teacher's, while the judges look at one (arXiv 2512.16776, section
+            2.2.4, keeps one in this stage too).
+        trajectory_weight: factor of it; with the sketch's loss 0.02 is about a third of DMD's gradient.
         decay: of the student's average.
     """
     if discriminator is not None and feature_gradient <= 0:
         raise ValueError(
             f"feature_gradient={feature_gradient} with a discriminator: it must be positive; for distribution matching "
             "alone give discriminator=None"
+        )
+    if trajectory is not None and not 0 < trajectory_weight < float("inf"):
+        raise ValueError(
+            f"trajectory_weight={trajectory_weight} with a trajectory loss: it must be positive and finite; to leave "
+            "the loss out give trajectory=None"
         )
     module = as_module(student)
     judges: dict[str, NoisedObjective] = {"dmd": DMD(fake)}
@@ -108,12 +120,15 @@ def refine(
         critics["gan"] = TellApart(teacher, discriminator, times, Hinge(), penalty)
         groups.append({"params": list(discriminator.parameters()), "lr": lr_discriminator})
     noised = OnNoised(teacher, times, judges, feature_gradient if discriminator is not None else 0.0)
+    moves: Objective = OnSamples(student, {"judged": noised}, differentiable=True, starts=starts)
+    if trajectory is not None:
+        moves = Sum({"samples": moves, "trajectory": trajectory}, {"trajectory": trajectory_weight})
     updates = {
         "critics": Update(
             OnSamples(student, critics, differentiable=False, starts=starts), Adam(groups, betas=(0.0, 0.99))
         ),
         "student": Update(
-            OnSamples(student, {"judged": noised}, differentiable=True, starts=starts),
+            moves,
             AdamW(module.parameters(), lr=lr, betas=(0.0, 0.99), weight_decay=0.0),
             every=every,
             schedule=WarmupDecay(steps, min(10, steps // 10), steps // 3),

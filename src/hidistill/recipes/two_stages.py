@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from hidistill.discriminators.adaptive import Adaptive, normalized_entropy
 from hidistill.discriminators.per_token import PerToken
 from hidistill.discriminators.pooled import Pooled
 from hidistill.guidance import Guided
+from hidistill.objectives.meanflow import MeanFlow
 from hidistill.path import interpolate
 from hidistill.recipes.judging import Jury, attention_maps, conclude, contestants, refuse_count, short_evaluation
 from hidistill.recipes.stages import refine, sketch
@@ -35,7 +36,7 @@ network or times rounded to bfloat16 give 0.3 and more, rounding below 0.01."""
 class Plan:
     """The knobs that the image recipes share; each recipe's docstring says what they do.
 
-    `refine` holds arguments of `stages.refine` that differ from its defaults.
+    `sketch` and `refine` hold arguments of the functions of `stages` that differ from their defaults.
     """
 
     sketch_steps: int
@@ -44,12 +45,14 @@ class Plan:
     guidance: float
     discriminator: Literal["adaptive", "pooled", "per_token", "none"]
     derivative: Literal["forward", "central"]
+    trajectory_weight: float
     evaluate_samples: int
     seed: int
     precision: str = "float32"
     probe_samples: int = 200
     scales: tuple[float, ...] = (1.0,)
     teacher_steps: tuple[int, ...] = (4, 16)
+    sketch: Mapping[str, Any] = field(default_factory=dict)
     refine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,6 +65,11 @@ class Plan:
         if self.batch_size < 1 or self.evaluate_samples < 1:
             raise ValueError(
                 f"batch_size={self.batch_size}, evaluate_samples={self.evaluate_samples}: use at least 1 of each"
+            )
+        if not 0.0 <= self.trajectory_weight < float("inf"):
+            raise ValueError(
+                f"trajectory_weight={self.trajectory_weight}: must be 0 or more; 0 leaves the sketch's loss out of "
+                "refine, 0.02 is usual"
             )
         if not 0.0 <= self.guidance <= 20.0:
             raise ValueError(f"guidance={self.guidance}: the scale must be in [0, 20]; 1 is no guidance, 1.5 is usual")
@@ -129,14 +137,19 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
     fake = deepcopy(teacher)
     head = None if plan.discriminator == "none" else HEADS[plan.discriminator](teacher.feature_channels)
     check_derivative(student, guided, batch_at(0))
-    stages, modules, products = [], {"student": student}, {}
+    stages, modules, products, kept = [], {"student": student}, {}, {}
     product = partial(Product, "student", family="dit-flow-map", config=student.config, classes=judges.test.classes)
     if plan.sketch_steps:
         derivative = DERIVATIVES[plan.derivative]
-        stages.append(sketch(student, guided, steps=plan.sketch_steps, derivative=derivative))
+        stages.append(sketch(student, guided, steps=plan.sketch_steps, derivative=derivative, **plan.sketch))
+        if plan.trajectory_weight:
+            objective = stages[0].updates["student"].objective
+            assert isinstance(objective, MeanFlow)
+            trajectory = replace(objective, warmup_steps=0)  # the sketch has warmed up; refine counts its steps from 0
+            kept = {"trajectory": trajectory, "trajectory_weight": plan.trajectory_weight}
         products["sketch"] = product(file="sketch.safetensors")
     if plan.refine_steps:
-        stages.append(refine(student, guided, fake, head, steps=plan.refine_steps, **plan.refine))
+        stages.append(refine(student, guided, fake, head, steps=plan.refine_steps, **plan.refine, **kept))
         modules |= {"fake": fake} | ({"discriminator": head} if head is not None else {})
         products["refine"] = product(file="student.safetensors")
     averages = {stage.name: stage.averages["student"].module for stage in stages}

@@ -201,7 +201,10 @@ class DiT(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Initialize: Xavier for weights, zero for biases, modulations and the last layer (arXiv 2212.09748, 3.2)."""
+        """Initialize: Xavier for weights, zero for biases, modulations and the last layer (arXiv 2212.09748, 3.2).
+
+        Convolutions, but the last one, keep torch's own.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
