@@ -236,6 +236,15 @@ def test_debug_lets_the_error_through(recipe, tmp_path):
         main(["train", recipe, "--size", "10", "--out", str(tmp_path), "--debug"])
 
 
+def test_a_file_as_the_runs_folder_is_refused_before_anything_is_built(said, tmp_path):
+    (tmp_path / "t.txt").write_text("notes")
+    (tmp_path / "late.py").write_text("def late():\n    raise RuntimeError('built')\n")
+    code, text = said("train", f"{tmp_path / 'late.py'}:late", "--out", tmp_path / "t.txt")
+    assert code != 0
+    assert "is a file; give a folder" in text
+    assert (tmp_path / "t.txt").read_text() == "notes"
+
+
 def test_run_then_again_then_other_arguments(said, recipe, tmp_path):
     run = tmp_path / "run"
     first = said("train", recipe, "--out", run)

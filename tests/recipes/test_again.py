@@ -10,6 +10,7 @@ from hidistill import weights
 from hidistill.metrics.classifier import Classifier, save_classifier
 from hidistill.recipes.again import judge, keep, located
 from hidistill.recipes.judging import read_teacher
+from hidistill.train.folder import FINISHED, locked
 
 __all__ = ["pictures"]
 
@@ -26,6 +27,7 @@ def run(tmp_path, pictures, monkeypatch):
     weights.save(run / "models" / "student.safetensors", student, family="dit-flow-map", config=student.config)
     arguments = {"images": str(pictures), "teacher": str(path), "guidance": 1.5, "evaluate_samples": 500}
     (run / "recipe.json").write_text(json.dumps({"recipe": "images.distill", "arguments": arguments}))
+    (run / FINISHED).write_text("{}")
     monkeypatch.setattr("hidistill.recipes.judging.REFERENCE_STEPS", 2)
     return run
 
@@ -50,6 +52,14 @@ def test_an_evaluation_that_is_interrupted_keeps_the_earlier_one_once(tmp_path):
     keep(tmp_path)
     keep(tmp_path)
     assert [path.name for path in (tmp_path / "evaluations").iterdir()] == ["0001.json"]
+
+
+def test_a_run_that_is_not_finished_or_in_use_is_refused(run):
+    with locked(run), pytest.raises(ValueError, match="is in use by another run"):
+        judge(run, **QUICK)
+    (run / FINISHED).unlink()
+    with pytest.raises(ValueError, match="is not finished; the command that started it goes on"):
+        judge(run, **QUICK)
 
 
 @pytest.mark.parametrize("samples", [-1, 9, 13])

@@ -166,6 +166,14 @@ def test_a_teacher_knows_the_names_of_its_classes(pictures):
     assert {product.classes for product in experiment.products.values()} == {("dark", "light")}
 
 
+def test_a_class_of_few_pictures_is_named(pictures):
+    for path in sorted((pictures / "light").iterdir())[3:]:
+        path.unlink()
+    notes = " ".join(images.teacher(images=pictures, steps=1, model="mini").notes)
+    assert "few training pictures of light (" in notes
+    assert "dark" not in notes.split("few training pictures")[1].split(":")[0]
+
+
 def test_a_patch_that_does_not_divide_the_image_is_refused(pictures):
     with pytest.raises(ValueError, match="patch 3 does not divide images of 8 pixels; use one of"):
         images.teacher(images=pictures, patch=3)

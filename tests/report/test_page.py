@@ -116,7 +116,15 @@ def test_writing_again_gives_the_same_page(tmp_path):
     assert write(tmp_path).read_bytes() == write(tmp_path).read_bytes()
 
 
-def test_an_empty_folder_has_a_page_that_says_so(tmp_path):
+def test_a_folder_of_no_run_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "boots").mkdir()
+    with pytest.raises(ValueError, match=r"is no run folder: it has neither recipe\.json nor"):
+        write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["boots"]
+
+
+def test_a_run_that_has_only_begun_has_a_page_that_says_so(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
     text = " ".join(parsed(write(tmp_path).read_text(encoding="utf-8")).text)
     assert text.count("Not available") == 6
     assert "no evaluation of a teacher or of a student" in text
@@ -224,6 +232,7 @@ def test_broken_files_are_named(tmp_path, content):
 def test_broken_arrays_and_missing_folders_are_named(tmp_path):
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "grids.npz").write_bytes(b"PK\x03\x04 cut")
+    (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"grids\.npz is no readable npz file"):
         write(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):

@@ -17,12 +17,14 @@ STOPPED = 130
 
 def carry_out(recipe: Recipe, arguments: Mapping[str, Any], out: Path) -> int:
     """Build the experiment, run it with its progress shown, and show what it reached."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; give a folder, which may be new")
     console = Console()
+    console.print(f"{recipe.name} in {out}", markup=False, highlight=False, soft_wrap=True)
     experiment = recipe.function(**arguments)
     if not isinstance(experiment, Experiment):
         raise TypeError(f"recipe {recipe.name} returned a {type(experiment).__name__}; a recipe returns an Experiment")
     saved = 0
-    console.print(f"{recipe.name} in {out}", markup=False, highlight=False, soft_wrap=True)
     try:
         with display(console, "evaluation and report" if experiment.finish else "") as tell:
 

@@ -203,7 +203,7 @@ def each(root: Path, names: Sequence[str], look: Callable[[Path], T]) -> list[T]
     if broken:
         more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise ValueError(
-            f"{root}: {len(broken)} files cannot be read as pictures: {', '.join(broken[:5])}{more}; "
+            f"{root}: {len(broken)} of the files cannot be read as pictures: {', '.join(broken[:5])}{more}; "
             "repair or remove them"
         )
     return seen

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from hidistill.recipes import digits, fashion, images
 from hidistill.recipes.judging import PARTIAL, Jury, conclude, refuse_count
 from hidistill.teachers.dit import DiT
+from hidistill.train.folder import FINISHED, locked
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +59,26 @@ def judge(
     """
     refuse_settings((*teacher_steps, *student_steps), scales, student_steps)
     recipe, arguments = recipe_of(run)
+    if not (run / FINISHED).exists():
+        raise ValueError(
+            f"{run} is not finished; the command that started it goes on with it, and evaluates at its end"
+        )
     moved = {option: place for option, place in (("teacher", teacher), ("images", images)) if place is not None}
     arguments = located(recipe, arguments, moved)
     judges, net, settings = BENCHES[recipe].build(run, arguments)
     count = samples if samples is not None else min(arguments["evaluate_samples"], len(judges.test.images))
     refuse_count(judges, count)
-    keep(run)
-    if moved:  # the rows of an interrupted evaluation may be another teacher's
-        (run / PARTIAL).unlink(missing_ok=True)
-    conclude(
-        run, judges, net,
-        **settings | {
-            "samples": count, "seed": seed, "scales": scales,
-            "teacher_steps": teacher_steps, "student_steps": student_steps,
-        },
-    )  # fmt: skip
+    with locked(run):
+        keep(run)
+        if moved:  # the rows of an interrupted evaluation may be another teacher's
+            (run / PARTIAL).unlink(missing_ok=True)
+        conclude(
+            run, judges, net,
+            **settings | {
+                "samples": count, "seed": seed, "scales": scales,
+                "teacher_steps": teacher_steps, "student_steps": student_steps,
+            },
+        )  # fmt: skip
 
 
 def refuse_settings(counts: Sequence[int], scales: Sequence[float], student_steps: Sequence[int]) -> None:

@@ -43,7 +43,7 @@ def teacher(
         polish_steps: further steps at times near the ends.
         batch_size: images per step.
         lr: learning rate of AdamW.
-        size: name of a DiT's size.
+        size: name of a DiT's size: mini, slim, tiny, compact, S, B, L or XL.
         pixel_channels: channels of the convolutions around its blocks; 0 is without.
         data: folder of the four idx.gz files; None is where `hidistill data fashion-mnist` puts them.
         seed: of weights, data order, noise and dropped labels.

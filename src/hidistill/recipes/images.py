@@ -1,5 +1,6 @@
 """Any folder of pictures: its own teacher, and the teacher's distillation into a one-step student."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -24,6 +25,11 @@ from hidistill.train.experiment import Experiment, Product
 from hidistill.train.loop import quickest
 from hidistill.train.stage import Stage, Update, WarmupDecay
 from hidistill.types import Batch, Split, TimeLaw
+
+FEW = 20
+"""Training pictures of a class below which the teacher's recipe says so."""
+
+logger = logging.getLogger(__name__)
 
 SKETCH = {"lr": 1e-3}
 """Sketch in few steps on pictures."""
@@ -116,6 +122,13 @@ def regression(
     return Stage(name, {"teacher": update}, steps, {"teacher": Average(net, average)})
 
 
+def scarce(split: Split) -> tuple[str, ...]:
+    """A note that names the classes with few pictures, if there are any."""
+    counts = torch.bincount(split.labels, minlength=len(split.classes)).tolist()
+    few = [f"{name} ({count})" for name, count in zip(split.classes, counts, strict=False) if count < FEW]
+    return (f"few training pictures of {', '.join(few)}: too few to learn the class well",) if few else ()
+
+
 def root_mean_square(split: Split) -> float:
     """Of the encoded pixels, to two digits: what a DiT's preconditioning needs to know of its data."""
     return round(Pixels().encode(split.images[:2000].float() / 255).square().mean().sqrt().item(), 2)
@@ -142,7 +155,7 @@ def teacher(
         images: folder of pictures; each of its sub-folders is a class.
         size: side in pixels; None chooses it from the pictures.
         patch: side of a patch; None takes the smallest that leaves at most 100 tokens.
-        model: name of a DiT's size.
+        model: name of a DiT's size: mini, slim, tiny, compact, S, B, L or XL.
         pixel_channels: channels of the convolutions around its blocks; 0 is without.
         steps: length of the training.
         batch_size: pictures per step.
@@ -161,7 +174,8 @@ def teacher(
         activation="silu", pixel_channels=pixel_channels,
     )  # fmt: skip
     why = f"patch {chosen}: " + ("asked for" if patch is not None else f"{(side // chosen) ** 2} tokens an image")
-    notes = (*pictures.choice.reasons, why, f"model {model}: {sum(p.numel() for p in net.parameters()):,} parameters")
+    size_of_net = f"model {model}: {sum(p.numel() for p in net.parameters()):,} parameters"
+    notes = (*pictures.choice.reasons, *scarce(train), why, size_of_net)
     card = {"data": f"{pictures.facts.count} pictures", "choices": "; ".join(notes)}
     return flow_matching(
         net,
@@ -280,7 +294,12 @@ def folder_jury(pictures: Pictures, beside: Path) -> Jury:
     if pictures.classes:
         path = beside / "classifier.safetensors"
         if not path.exists():
-            classifier = train_classifier(train, steps=600)
+            steps = max(100, min(600, 20 * len(train.images) // 128))
+            logger.info(
+                "training a classifier on the pictures, the judge of the evaluations: %d steps, once; it stays in %s",
+                steps, path,
+            )  # fmt: skip
+            classifier = train_classifier(train, steps=steps)
             save_classifier(path, classifier, {"test_accuracy": f"{accuracy(classifier, test):.4f}"})
         classifier = read_classifier(path)
     return jury(train, valid, test, classifier, "folder-classifier-64")

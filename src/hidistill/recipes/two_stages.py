@@ -64,7 +64,7 @@ class Plan:
             )
         if self.batch_size < 1 or self.evaluate_samples < 1:
             raise ValueError(
-                f"batch_size={self.batch_size}, evaluate_samples={self.evaluate_samples}: use at least 1 of each"
+                f"batch_size={self.batch_size}, evaluate_samples={self.evaluate_samples}: both must be at least 1"
             )
         if not 0.0 <= self.trajectory_weight < float("inf"):
             raise ValueError(

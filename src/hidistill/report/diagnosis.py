@@ -141,7 +141,8 @@ def sharpness(evidence: Evidence) -> Finding:
         drop = gap(evidence.student, evidence.teacher, "agreement")
         clear = drop is not None and drop <= AGREEMENT_GAP
         shapes = "The shapes are right but blurred" if clear else "The images are blurred"
-        return Finding("problem", name, f"{shapes}: {text}. Refine longer or weigh the GAN term more.", numbers)
+        advice = "Refine longer, or give the GAN a larger feature_gradient: both bring detail, and may cost distance"
+        return Finding("problem", name, f"{shapes}: {text}. {advice}.", numbers)
     if ratio > SPECKLED:
         return Finding(
             "problem", name, f"The images are over-sharp or speckled: {text}. Lower the GAN weight.", numbers

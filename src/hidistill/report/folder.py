@@ -42,6 +42,11 @@ def read(path: Path) -> Run:
         raise ValueError(
             f"run folder {path} is not a folder; a report needs one that a recipe has written; check the path"
         )
+    if not any((path / name).exists() for name in ("recipe.json", "metrics.jsonl", "evaluation.json")):
+        raise ValueError(
+            f"{path} is no run folder: it has neither recipe.json nor metrics.jsonl nor evaluation.json; give the "
+            "folder that `hidistill train` wrote"
+        )
     journal, notes = lines(path / "metrics.jsonl")
     return Run(
         path=path,

@@ -11,7 +11,8 @@ RECIPE = "fashion.distill"
 def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> int:
     """Distill the bundled Fashion-MNIST teacher into a one-step student, evaluate it, and write a report.
 
-    The same command again goes on where it stopped, or shows the table of a finished run.
+    The same command again goes on where it stopped, or shows the table of a finished run. Other settings are those of
+    the recipe behind it: `hidistill train fashion.distill --help`.
 
     Args:
         out: the run's folder.
