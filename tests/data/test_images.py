@@ -121,7 +121,7 @@ def test_broken_files_are_named(tmp_path):
     write(tmp_path)
     whole = (tmp_path / "a" / "000.png").read_bytes()
     (tmp_path / "a" / "000.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"1 files cannot be read.*a/000\.png"):
+    with pytest.raises(ValueError, match=r"1 of the files cannot be read.*a/000\.png"):
         read(tmp_path)
     (tmp_path / "b" / "001.png").write_bytes(b"not a picture")
     with pytest.raises(ValueError, match=r"b/001\.png"):
