@@ -177,7 +177,7 @@ def test_killed_by_sigkill(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_twenty_times(tmp_path, seed):
-    steps, chance = 150, random.Random(seed)
+    steps, chance = 600, random.Random(seed)  # long enough for twenty kills on a fast machine
     moments = [f"{chance.uniform(0.1, 0.4):.3f}" for _ in range(20)]
     kills, output = run_script(tmp_path / "killed", steps, moments)
     assert kills == 20, output
