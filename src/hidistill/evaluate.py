@@ -19,8 +19,8 @@ from hidistill.seeds import fold_in, normal
 from hidistill.types import Codec, Cond, Gallery, Images, Labels, Metric, Points, Samples, Split
 
 BATCH = 64
-"""Images drawn at once: a guided pass is then of 128. On CPUs, passes of 500 take 1.8 times as long an image, for their
-activations leave the caches."""
+"""Images drawn at once: a guided pass is then of 128. On CPUs larger passes are slower by the image, for their
+activations leave the caches (benchmarks/batches.py)."""
 Sample = Callable[[Points, Cond], Points]
 """Turns noise and conditions into samples; row i of its answer depends on row i of its input alone."""
 

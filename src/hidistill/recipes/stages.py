@@ -98,7 +98,7 @@ def refine(
         trajectory: a loss along the teacher's trajectories that the student keeps beside its judges, as the sketch's
             MeanFlow: it draws every jump to the teacher's, while the judges look at one (arXiv 2512.16776, section
             2.2.4, keeps one in this stage too).
-        trajectory_weight: factor of it; with the sketch's loss 0.02 is about a third of DMD's gradient.
+        trajectory_weight: factor of it; small, for the sketch's loss is a sum over components and DMD's a mean.
         decay: of the student's average.
     """
     if discriminator is not None and feature_gradient <= 0:
