@@ -1,6 +1,6 @@
 # Everything runs from .venv, which the first target that needs it makes and which is renewed when its inputs change.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check fmt bench docs clean
+.PHONY: help demo test test-slow test-oldest check fmt bench docs clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -27,6 +27,11 @@ test: check ## linters, types, layer contracts and the fast tests
 test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/pytest -q -m slow
 
+test-oldest: $(READY) ## the tests of diffusers' families with the oldest diffusers that is promised
+	@[ -d .oldest ] || $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) \
+	  --target .oldest diffusers==0.39.0 httpx
+	PYTHONPATH=.oldest $(BIN)/pytest -q -n 2 tests/teachers tests/foreign tests/export tests/conformance/test_teachers.py
+
 check: $(READY) ## linters, types and layer contracts alone
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -44,7 +49,7 @@ docs: $(READY) ## check that the files, links and names in the documentation exi
 	$(BIN)/pytest -q tests/test_docs.py
 
 clean: ## remove the environment and the caches, not runs/
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache build dist
+	rm -rf .venv .oldest .pytest_cache .ruff_cache .import_linter_cache build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and by itself, so that its pinned version stands before anything else could ask for another one.

@@ -79,6 +79,34 @@ def test_velocity_is_two_passes_combined_inside_the_interval(case, scale, low, h
     torch.testing.assert_close(guided.probe(x_t.clone().requires_grad_(), t=t, cond=cond).velocity, expected)
 
 
+@pytest.mark.parametrize(("low", "high"), INTERVALS)
+def test_channels_behind_the_guided_ones_stay_conditional(case, low, high):
+    teacher, x_t, t, cond = case
+    everything = by_hand(teacher, x_t, t=t, cond=cond, scale=2.5, low=low, high=high)
+    conditional = teacher.velocity(x_t, t=t, cond=cond)
+    expected = torch.cat([everything[:, :1], conditional[:, 1:]], 1)
+    guided = Guided(teacher, 2.5, low, high, channels=1)
+    for given in (x_t, x_t.clone().requires_grad_()):
+        torch.testing.assert_close(guided.probe(given, t=t, cond=cond).velocity, expected)
+    torch.testing.assert_close(guided.velocity(x_t, t=t, cond=cond), expected)
+    torch.testing.assert_close(
+        Guided(teacher, 2.5, low, high, channels=x_t.shape[1]).velocity(x_t, t=t, cond=cond), everything
+    )
+
+
+@pytest.mark.parametrize("channels", [0, -1])
+def test_guidance_of_no_channels_is_refused(channels):
+    with pytest.raises(ValueError, match=r"needs 1 channel or more; use None"):
+        Guided(mixture(), 2.0, channels=channels)
+
+
+def test_guidance_of_more_channels_than_there_are_is_refused():
+    teacher, x_t, t, cond = cases()["mixture"]
+    guided = Guided(teacher, 2.0, channels=3)
+    with pytest.raises(ValueError, match=r"met points of 2 channels"):
+        guided.velocity(x_t, t=t, cond=cond)
+
+
 def test_scale_0_is_the_null_class(case):
     teacher, x_t, t, cond = case
     null = teacher.velocity(x_t, t=t, cond=teacher.null(cond))

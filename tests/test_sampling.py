@@ -111,6 +111,38 @@ def test_renoise_counts_its_noise_and_ends_at_data():
         renoise(student, noise, cond=LABELS, times=(1.0, 0.5), fresh=[])
 
 
+@pytest.mark.parametrize("integrate", [euler, heun])
+def test_integrators_take_any_falling_times(integrate):
+    """Equal times are equal steps, a path may stop halfway and go on, and its order does not need equal steps."""
+    noise = torch.randn(4, 2, dtype=torch.float64)
+    start = integrate(mixture(), noise, cond=LABELS, times=(1.0, 0.7, 0.4))
+    whole = integrate(mixture(), noise, cond=LABELS, times=(1.0, 0.7, 0.4, 0.1, 0.0))
+    assert torch.equal(integrate(mixture(), start, cond=LABELS, times=(0.4, 0.1, 0.0)), whole)
+    equal = integrate(mixture(), noise, cond=LABELS, steps=5)
+    assert torch.equal(integrate(mixture(), noise, cond=LABELS, times=grid(5)), equal)
+
+
+@pytest.mark.parametrize(("integrate", "order"), [(euler, 1), (heun, 2)])
+def test_integrators_keep_their_order_on_uneven_times(integrate, order):
+    noise = torch.randn(4, 2, dtype=torch.float64)
+    exact = heun(mixture(), noise, cond=LABELS, steps=600)
+    errors = [
+        (integrate(mixture(), noise, cond=LABELS, times=[t**1.5 for t in grid(n)]) - exact).norm() for n in (40, 80)
+    ]
+    assert 0.8 * 2**order < errors[0] / errors[1] < 1.25 * 2**order
+
+
+@pytest.mark.parametrize("integrate", [euler, heun])
+def test_integrators_take_either_steps_or_times_that_fall(integrate):
+    noise = torch.randn(4, 2, dtype=torch.float64)
+    for both in ({}, {"steps": 2, "times": (1.0, 0.5, 0.0)}):
+        with pytest.raises(ValueError, match="exactly one of both is needed"):
+            integrate(mixture(), noise, cond=LABELS, **both)
+    for times in BAD_TIMES:
+        with pytest.raises(ValueError, match=r"each below the one before"):
+            integrate(mixture(), noise, cond=LABELS, times=times)
+
+
 @pytest.mark.parametrize("steps", [0, -3])
 def test_samplers_need_a_step(steps):
     noise = torch.randn(4, 2, dtype=torch.float64)

@@ -99,19 +99,21 @@ class Central:
         return du
 
 
-def self_test(student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points) -> float:
+def self_test(
+    student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points, step: float = 1e-3
+) -> float:
     """Relative difference between `Forward`, as it would run, and central differences in float32, without autocast.
 
     Below 0.05 all is well. More means a student that is not a function (dropout in train mode), times that are rounded
     (cast to bfloat16), a derivative lost on the way (`detach`), or a student that embeds 1000 t, too rough for
-    differences. Use generic times: round ones may survive a cast that others do not.
+    differences of this `step`; 1e-4 suits those. Use generic times: round ones may survive a cast that others do not.
     """
     exact = Forward()(student, x_t, t=t, r=r, cond=cond, direction=direction).float()
     if isinstance(student, nn.Module) and any(is_low_precision(weight) for weight in student.parameters()):
         student = deepcopy(student).float()
     with torch.autocast(x_t.device.type, enabled=False):
         single = {"t": t.float(), "r": r.float(), "cond": cond, "direction": direction.float()}
-        difference = Central(1e-3)(student, x_t.float(), **single)
+        difference = Central(step)(student, x_t.float(), **single)
     scale = torch.maximum(exact.norm(), difference.norm())
     return float((exact - difference).norm() / scale) if scale > 0 else 0.0
 

@@ -149,6 +149,7 @@ def evaluate(
     codec: Codec,
     shape: Sequence[int],
     metrics: Sequence[Metric],
+    cond: Cond | None = None,
     reference: str | None = None,
     features: Mapping[str, str] | None = None,
     batch_size: int = BATCH,
@@ -167,6 +168,7 @@ def evaluate(
         codec: carries samples to pixels.
         shape: of one sample, without the batch.
         metrics: the judges.
+        cond: conditions of the n images; None is labels in turn.
         reference: name of the contestant, the teacher in many steps, whose images are everybody's ends.
         features: what each feature space is, in words, for the record.
         batch_size: images per batch; does not change an image.
@@ -176,12 +178,17 @@ def evaluate(
         on_row: gets the evaluation so far after each new row, to save it.
 
     Raises:
-        ValueError: if names repeat, the reference does not draw, or `done` is another evaluation than this one.
+        ValueError: if names repeat, there are other than n conditions, the reference does not draw, or `done` is
+            another evaluation than this one.
     """
     blank = Evaluation(n, seed, identity(real), [metric.name for metric in metrics], dict(features or {}))
     rows = {row.name: row for row in done.rows} if done else {}
     check(contestants, reference, blank, done)
     labels, seeds = balanced_labels(n, len(real.classes)), seeds_of(n, seed)
+    asked = labels if cond is None else cond
+    given = len(asked) if isinstance(asked, Tensor) else len(next(iter(asked.values())))
+    if given != n:
+        raise ValueError(f"{given} conditions came for {n} images; give one per image")
 
     def drawn_by(one: Contestant) -> Drawn:
         def told(count: int) -> None:
@@ -189,7 +196,7 @@ def evaluate(
                 on_progress(one.name, count, n)
 
         settings = {"codec": codec, "batch_size": batch_size, "device": device}
-        return draw(one.sample, seeds=seeds, cond=labels, shape=shape, **settings, on_batch=told)
+        return draw(one.sample, seeds=seeds, cond=asked, shape=shape, **settings, on_batch=told)
 
     def so_far() -> Evaluation:
         names = [one.name for one in contestants] + list(rows)

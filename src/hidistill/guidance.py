@@ -24,18 +24,22 @@ class Guided:
         scale: 0 is unconditional, 1 is no guidance, more is stronger.
         low: least time at which guidance acts; 0 is data.
         high: greatest time at which guidance acts; 1 is noise.
+        channels: only the first so many channels (the dimension behind the batch) are guided, the others stay
+            conditional; None is all. The sampler published with DiT (arXiv 2212.09748) guides 3 of its 4.
 
     Raises:
-        ValueError: if the scale is negative or not finite, or the interval is not within [0, 1].
+        ValueError: if the scale is negative or not finite, the interval is not within [0, 1], or there are no channels
+            to guide; when called, if points have fewer channels.
     """
 
     teacher: Teacher
     scale: float = 1.5
     low: float = 0.0
     high: float = 1.0
+    channels: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a negative scale and an interval outside [0, 1]."""
+        """Refuse a negative scale, an interval outside [0, 1] and guidance of nothing."""
         if not (math.isfinite(self.scale) and self.scale >= 0):
             raise ValueError(
                 f"Guided(scale={self.scale}): a scale is a finite number >= 0; "
@@ -45,6 +49,11 @@ class Guided:
             raise ValueError(
                 f"Guided(low={self.low}, high={self.high}): an interval needs 0 <= low < high <= 1; "
                 "t = 0 is data, t = 1 noise, and low=0.0, high=1.0 guides everywhere"
+            )
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(
+                f"Guided(channels={self.channels}): guidance needs 1 channel or more; use None for all, 3 for DiT's "
+                "original sampler"
             )
 
     @property
@@ -101,5 +110,14 @@ class Guided:
         return ((t >= self.low) & (t <= self.high)).nonzero()[:, 0]
 
     def combine(self, conditional: Points, null: Float[Tensor, "rows *x"], rows: Tensor) -> Points:
-        """`conditional` with its `rows` replaced by `null + scale (conditional - null)`."""
-        return conditional.index_copy(0, rows, null + self.scale * (conditional[rows] - null))
+        """`conditional` with its `rows` replaced by `null + scale (conditional - null)`, in the guided channels."""
+        plain = conditional[rows]
+        guided = null + self.scale * (plain - null)
+        if self.channels is not None:
+            if self.channels > conditional.shape[1]:
+                raise ValueError(
+                    f"Guided(channels={self.channels}) met points of {conditional.shape[1]} channels; use None for all "
+                    "of them, or a number up to that"
+                )
+            guided = torch.cat([guided[:, : self.channels], plain[:, self.channels :]], 1)
+        return conditional.index_copy(0, rows, guided)

@@ -70,26 +70,75 @@ def renoise(student: Student, noise: Points, *, cond: Cond, times: Sequence[floa
 
 
 @torch.no_grad()
-def euler(field: VelocityField, noise: Points, *, cond: Cond, steps: int) -> Points:
-    """Euler's method from t = 1 to 0 on equal steps: first order, one evaluation a step, no gradient."""
+def euler(
+    field: VelocityField,
+    noise: Points,
+    *,
+    cond: Cond,
+    steps: int | None = None,
+    times: Sequence[float] | None = None,
+) -> Points:
+    """Euler's method: first order, one evaluation a step, no gradient.
+
+    Args:
+        field: the velocity field.
+        noise: samples at the first of the times.
+        cond: their conditions.
+        steps: number of equal steps from t = 1 to 0.
+        times: falling times, in the place of equal steps.
+
+    Raises:
+        ValueError: if there are no steps, the times do not fall within [0, 1], or not exactly one of both is given.
+    """
     x_t = noise
-    for t, r in pairwise(grid(steps)):
+    for t, r in pairwise(chosen(steps, times)):
         x_t = x_t - (t - r) * field.velocity(x_t, t=all_rows(t, x_t), cond=cond)
     return x_t
 
 
 @torch.no_grad()
-def heun(field: VelocityField, noise: Points, *, cond: Cond, steps: int) -> Points:
-    """Heun's method from t = 1 to 0 on equal steps: second order, two evaluations a step, no gradient.
+def heun(
+    field: VelocityField,
+    noise: Points,
+    *,
+    cond: Cond,
+    steps: int | None = None,
+    times: Sequence[float] | None = None,
+) -> Points:
+    """Heun's method: second order, two evaluations a step, no gradient.
 
     The last step is as the others: on the linear path the velocity is finite at t = 0.
+
+    Args:
+        field: the velocity field.
+        noise: samples at the first of the times.
+        cond: their conditions.
+        steps: number of equal steps from t = 1 to 0.
+        times: falling times, in the place of equal steps.
+
+    Raises:
+        ValueError: if there are no steps, the times do not fall within [0, 1], or not exactly one of both is given.
     """
     x_t = noise
-    for t, r in pairwise(grid(steps)):
+    for t, r in pairwise(chosen(steps, times)):
         here = field.velocity(x_t, t=all_rows(t, x_t), cond=cond)
         there = field.velocity(x_t - (t - r) * here, t=all_rows(r, x_t), cond=cond)
         x_t = x_t - (t - r) / 2 * (here + there)
     return x_t
+
+
+def chosen(steps: int | None, times: Sequence[float] | None) -> Sequence[float]:
+    """The times themselves, or those of equal steps."""
+    if (steps is None) == (times is None):
+        raise ValueError(
+            f"steps={steps} and times={times} came; exactly one of both is needed: steps for equal ones from 1 to 0, "
+            "times for any others"
+        )
+    if times is None:
+        assert steps is not None
+        return grid(steps)
+    check(times)
+    return times
 
 
 def all_rows(t: float, x: Points) -> Times:

@@ -4,7 +4,7 @@ A teacher is a velocity field. A student is a flow map. An objective turns a bat
 Time runs from data (t = 0) to noise (t = 1) along `x_t = (1 - t) x_0 + t noise`; times are keyword-only everywhere.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -53,6 +53,43 @@ class Split:
     images: UInt8[Tensor, "n c h w"]
     labels: Int[Tensor, " n"]
     classes: Sequence[str]
+
+
+class Record(NamedTuple):
+    """One example of a source.
+
+    Args:
+        key: its name within the source, the same each time the source is read.
+        image: pixels, (3, size, size); None where there are prompts alone, and for a broken picture that is left out.
+        label: class index; None if there are no classes.
+        caption: what a person says of it; None if nobody did.
+        part: "train", "valid" or "test" where the source says so; None leaves it to who uses it.
+    """
+
+    key: str
+    image: UInt8[Tensor, "3 h w"] | None
+    label: int | None = None
+    caption: str | None = None
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Examples in an order that is the same each time.
+
+    Args:
+        records: the examples from the given index on.
+        count: how many there are; None if only reading to the end would tell.
+        digest: tells one source from another: a hash over names and sizes, say.
+        classes: names of the classes; empty if there are none.
+        notes: what a person should know: what was chosen, what was left out.
+    """
+
+    records: Callable[[int], Iterator[Record]]
+    count: int | None
+    digest: str
+    classes: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -116,3 +116,18 @@ def test_placed_files_read_back(tmp_path):
     place(default_folder(), tmp_path / "copy")
     assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == sorted(FILES_SHA256)
     shutil.rmtree(tmp_path / "copy")
+
+
+def test_records_are_the_three_parts_in_their_order():
+    source = fashion.source()
+    assert source.count == 7000
+    assert source.classes == fashion.CLASSES
+    tail = list(source.records(6995))
+    assert [record.key for record in tail] == [f"test/{index:05d}" for index in range(1995, 2000)]
+    test = fashion.bundled("test")
+    for record, image, label in zip(tail, test.images[1995:], test.labels[1995:], strict=True):
+        assert record.label == int(label)
+        assert all(torch.equal(channel, image[0]) for channel in record.image)
+    first = next(source.records(0))
+    assert first.key == "train/00000"
+    assert torch.equal(first.image[0], fashion.bundled("train").images[0, 0])

@@ -7,6 +7,7 @@ from torch import nn
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.path import per_row
 from hidistill.teachers.mixture import Mixture
+from hidistill.times import Uniform
 from hidistill.types import Batch
 
 DOUBLE = torch.float64
@@ -88,3 +89,15 @@ def test_dropping_without_a_null_condition_is_refused():
 def test_an_impossible_share_is_refused(drop):
     with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
         FlowMatching(Remembering(), null=lambda cond: cond, drop=drop)
+
+
+def test_another_field_as_target_leaves_no_loss_for_itself_and_its_distance_for_others():
+    teacher = Mixture(torch.tensor([[1.0, -0.5]]), torch.tensor([[0.4, 0.7]]))
+    batch = Batch(torch.randn(6, 2), torch.zeros(6, dtype=torch.long))
+    assert FlowMatching(teacher, Uniform(), teacher=teacher)(batch).value.max() < 1e-10
+    t, noise = torch.linspace(0.1, 0.9, 6), torch.randn(6, 2)
+    other = Mixture(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 1.0]]))
+    loss = FlowMatching(other, Uniform(), teacher=teacher).at(batch, t=t, noise=noise).value
+    x_t = (1 - t[:, None]) * batch.x + t[:, None] * noise
+    fields = [field.velocity(x_t, t=t, cond=batch.cond) for field in (other, teacher)]
+    torch.testing.assert_close(loss, (fields[0] - fields[1]).square().mean(1))

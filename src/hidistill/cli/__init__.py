@@ -18,10 +18,13 @@ from hidistill import __version__
 
 COMMANDS = {
     "demo": "distill the bundled teacher into a one-step student, and show how good it is",
+    "inspect": "describe a teacher, and test whether it answers as its folder says",
+    "cache": "encode pictures and captions once, as a teacher in a diffusers folder sees them",
     "train": "run a recipe: hidistill train RECIPE --out DIR",
     "sample": "draw images from a run or a weights file",
     "evaluate": "measure a finished run again, with other numbers of samples and steps",
     "report": "write a run's report.html and pictures again",
+    "export": "write a student as a diffusers folder, or as one safetensors or ONNX file",
     "list": "the recipes: what each needs, and the number it reaches",
     "doctor": "what this machine has, and what a run here would cost",
     "data": "fetch a full data set",

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,31 +12,44 @@ import torch
 from hidistill.codecs import Pixels
 from hidistill.evaluate import BATCH, draw
 from hidistill.guidance import Guided
+from hidistill.path import rows_of
 from hidistill.report.pictures import grid as picture_grid
 from hidistill.report.pictures import quantized
 from hidistill.sampling import euler, grid, heun, jump, renoise
 from hidistill.seeds import fold_in, normal
 from hidistill.teachers.dit import DiT, FlowMapDiT
-from hidistill.types import Cond, Images, Labels, Points
-from hidistill.weights import load_into, read
+from hidistill.types import Codec, Cond, Images, Labels, Points, Student
+from hidistill.weights import Weights, load_into, read
 
 MOST_STEPS, MOST_IMAGES = 1000, 100_000
 SMALL = 56
 """Images below this side are enlarged to it in the picture, by a whole factor."""
 MOST_IN_PICTURE, MOST_COLUMNS, MOST_NAMES = 400, 20, 20
-SAMPLERS = {"dit": ("euler", "heun"), "dit-flow-map": ("jump", "renoise")}
+SAMPLERS = {"dit": ("euler", "heun"), "dit-flow-map": ("jump", "renoise"), "flow-map": ("jump", "renoise")}
 """By the family of the weights: a velocity field is integrated, a flow map jumps. The first is the default."""
-STEPS = {"dit": 50, "dit-flow-map": 1}
+STEPS = {"dit": 50, "dit-flow-map": 1, "flow-map": 1}
 
 
 class Network(NamedTuple):
-    """A network and what drawing needs to know of it."""
+    """A network and what drawing needs to know of it.
 
-    module: DiT | FlowMapDiT
+    Args:
+        module: a velocity field or a flow map.
+        family: of its weights file.
+        shape: of one sample.
+        classes: number of classes; 0 if there are none.
+        names: of the classes.
+        codec: carries samples to pixels.
+        encode: turns prompts into conditions; None where conditions are labels.
+    """
+
+    module: DiT | Student
     family: str
     shape: tuple[int, int, int]
     classes: int
     names: Sequence[str] = ()
+    codec: Codec = Pixels()
+    encode: Callable[[Sequence[str]], Cond] | None = None
 
 
 class Plan(NamedTuple):
@@ -81,12 +94,61 @@ def load(path: Path) -> Network:
     if weights.family not in SAMPLERS:
         raise ValueError(f"{path} holds a {weights.family!r}; images come from one of {', '.join(SAMPLERS)}")
     config = dict(weights.config)
+    if weights.family == "flow-map":
+        return flow_map(weights, path)
     net = DiT.from_config(config)
     module = net if weights.family == "dit" else FlowMapDiT(net)
     load_into(module, weights.tensors, source=str(path))
     module.eval().requires_grad_(False)
     shape = (config["channels"], config["image_size"], config["image_size"])
     return Network(module, weights.family, shape, config["classes"], weights.classes)
+
+
+def flow_map(stored: Weights, path: Path) -> Network:
+    """A student of another library's network; its autoencoder and text encoders are in its teacher's folder.
+
+    Raises:
+        ValueError: if that folder is not where it was.
+    """
+    from hidistill.foreign.autoencoder import codec_of
+    from hidistill.foreign.folder import Folder
+    from hidistill.foreign.text import prompt_encoder
+    from hidistill.recipes.students import student_from
+
+    root = Path(stored.config["teacher"])
+    if not root.exists():
+        raise ValueError(
+            f"{path} is a student of the pipeline in {root}, whose autoencoder it needs; nothing lies there now: put "
+            "the folder back, or sample from what `hidistill export` wrote"
+        )
+    student, folder = student_from(stored, source=str(path)), Folder(root)
+    network = student.network
+    asked = stored.config.get("prompts", {})
+    encode = None
+    if network.family.texts:
+        instruction = tuple(asked.get("instruction", ()))
+        encode = prompt_encoder(folder, length=asked.get("length"), instruction=instruction)
+    classes = len(stored.classes) or network.family.classes(network.net)
+    return Network(
+        student, "flow-map", tuple(stored.config["shape"]), classes, stored.classes, codec_of(folder), encode
+    )
+
+
+def conditions(network: Network, labels: Labels, prompts: Sequence[str]) -> Cond:
+    """What each image is asked for with: its label, or the prompts in turn.
+
+    Raises:
+        ValueError: if prompts are missing, or nobody understands them.
+    """
+    if network.encode is None:
+        if prompts:
+            raise ValueError(f"--prompt {prompts[0]!r}: these weights know classes, not prompts; use --label")
+        return labels
+    if not prompts:
+        raise ValueError("these weights draw from prompts; say --prompt 'red apple', once or several times")
+    known = network.encode(prompts)
+    rows = torch.arange(len(labels)) % len(prompts)
+    return rows_of(known, rows)
 
 
 def plan(network: Network, *, steps: int | None, sampler: str | None, scale: float | None) -> Plan:
@@ -102,7 +164,7 @@ def plan(network: Network, *, steps: int | None, sampler: str | None, scale: flo
     sampler = known[0] if sampler is None else sampler
     if sampler not in known:
         raise ValueError(f"--sampler {sampler}: these weights are a {network.family}; use {' or '.join(known)}")
-    if scale is not None and network.family == "dit-flow-map":
+    if scale is not None and network.family != "dit":
         raise ValueError(f"--scale {scale}: a student has its teacher's guidance built in; leave --scale out")
     return Plan(steps, sampler, 1.0 if scale is None else scale)
 
@@ -138,17 +200,20 @@ def labels_of(label: int | None, count: int, classes: int) -> Labels:
     return torch.arange(count) % max(1, classes) if label is None else torch.full((count,), label)
 
 
-def images(network: Network, plan: Plan, labels: Labels, seed: int) -> Images:
-    """An image per label; image i depends on the seed and i alone."""
+def images(network: Network, plan: Plan, cond: Cond, *, count: int, seed: int) -> Images:
+    """An image per condition; image i depends on the seed and i alone."""
     parts = []
-    for start in range(0, len(labels), BATCH):
-        part = labels[start : start + BATCH]
-        seeds = [fold_in(seed, "sample", start + i) for i in range(len(part))]
+    for start in range(0, count, BATCH):
+        rows = range(start, min(start + BATCH, count))
+        part = rows_of(cond, slice(rows.start, rows.stop))
+        seeds = [fold_in(seed, "sample", i) for i in rows]
 
         def from_noise(noise: Points, cond: Cond, seeds: Sequence[int] = seeds) -> Points:
             return samples(network, plan, noise, cond, seeds)
 
-        parts.append(draw(from_noise, seeds=seeds, cond=part, shape=network.shape, codec=Pixels(), batch_size=BATCH))
+        parts.append(
+            draw(from_noise, seeds=seeds, cond=part, shape=network.shape, codec=network.codec, batch_size=BATCH)
+        )
     return torch.cat([part.images for part in parts])
 
 
@@ -162,6 +227,11 @@ def samples(network: Network, plan: Plan, noise: Points, cond: Cond, seeds: Sequ
         return jump(module, noise, cond=cond, times=grid(plan.steps))
     fresh = [normal([fold_in(seed, "fresh", k) for seed in seeds], network.shape) for k in range(1, plan.steps)]
     return renoise(module, noise, cond=cond, times=grid(plan.steps), fresh=fresh)
+
+
+def save(images: Images, *, out: Path, npz: Path | None) -> None:
+    """The picture and the array of images without labels."""
+    write(images, torch.zeros(len(images), dtype=torch.long), one_class=True, out=out, npz=npz)
 
 
 def write(images: Images, labels: Labels, *, one_class: bool, out: Path, npz: Path | None) -> None:

@@ -11,17 +11,17 @@ import shutil
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from hidistill.types import Split
+from hidistill.types import Record, Source, Split
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SIZE = 28
@@ -59,6 +59,21 @@ def bundled(part: Part) -> Split:
         chosen = slice(BUNDLED_TRAIN) if part == "train" else slice(BUNDLED_TRAIN, None)
         images = read_mosaic("train")[chosen]
     return Split(images.clone(), torch.arange(len(images)) % len(CLASSES), CLASSES)
+
+
+def source() -> Source:
+    """The bundled pictures as records, in color; a key begins with the part that its picture is in."""
+    parts = {part: bundled(part) for part in get_args(Part)}
+    rows = [(part, index) for part, split in parts.items() for index in range(len(split.images))]
+
+    def records(start: int) -> Iterator[Record]:
+        for part, index in rows[start:]:
+            split = parts[part]
+            picture = split.images[index].expand(3, SIZE, SIZE).clone()
+            yield Record(f"{part}/{index:05d}", picture, int(split.labels[index]), part=part)
+
+    digest = hashlib.sha256("".join(sorted(PIXELS_SHA256.values())).encode()).hexdigest()
+    return Source(records, len(rows), digest, CLASSES, ("the bundled part of Fashion-MNIST, in its own three parts",))
 
 
 @cache

@@ -2,17 +2,17 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from hidistill.pictures import colored, each, pictures_below, side, square
 from hidistill.types import Split
 
 MINIMUM = 50
@@ -21,14 +21,9 @@ SIDES = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64)
 """Sizes that are chosen; a larger one has to be asked for, since its cost grows with the fourth power of the side."""
 UPSCALED = 0.1
 """Share of the pictures that may be smaller than the chosen size."""
-GRAY_TOLERANCE = 2
-"""Largest difference between the color channels of a gray picture, in levels of 255: JPEG rounds."""
-BACKGROUND = (255, 255, 255)
-"""What shows through transparent pixels."""
 PARTS = ("train", "valid", "test")
 
 Part = Literal["train", "valid", "test"]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -110,13 +105,13 @@ def read(root: Path, *, size: int | None = None) -> Pictures:
     if size is not None and size < SIDES[0]:
         raise ValueError(f"size={size}: pictures need at least {SIDES[0]} pixels a side; give a larger size or none")
     names, labels, classes, ignored = listing(root)
-    sides = measured(root, names)
+    sides = each(root, names, side)
     facts = Facts(
         len(names), dict(sorted(Counter(sides).items())), {c: labels.count(i) for i, c in enumerate(classes)}, ignored
     )
     chosen, why = (size, asked_size(size, sides)) if size is not None else choose_size(sides)
     pixels = decoded(root, names, chosen)
-    color = np.ptp(pixels, axis=3).max(initial=0) > GRAY_TOLERANCE
+    color = colored(pixels)
     if not color:
         pixels = pixels[..., 1:2]
     shown = "3 channels: there is color" if color else "1 channel: every picture is gray"
@@ -143,21 +138,10 @@ def listing(root: Path) -> tuple[list[str], list[int], tuple[str, ...], list[str
         raise ValueError(
             f"{root} holds the folders train and test, which are no classes; give {root / 'train'} instead"
         )
-    Image.init()
-    readable = {ending for ending, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    found: list[tuple[str, int]] = []
-    ignored: list[str] = []
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root)
-        if any(part.startswith(".") for part in name.parts) or not path.is_file():
-            continue
-        if path.suffix.lower() in readable:
-            found.append((name.as_posix(), classes.index(name.parts[0]) if len(name.parts) > 1 else -1))
-        else:
-            ignored.append(name.as_posix())
-    labels = [label for _, label in found]
+    names, ignored = pictures_below(root)
+    labels = [classes.index(name.split("/")[0]) if "/" in name else -1 for name in names]
     refuse(root, labels, classes)
-    return [name for name, _ in found], [max(label, 0) for label in labels], classes, ignored
+    return names, [max(label, 0) for label in labels], classes, ignored
 
 
 def refuse(root: Path, labels: Sequence[int], classes: Sequence[str]) -> None:
@@ -176,56 +160,9 @@ def refuse(root: Path, labels: Sequence[int], classes: Sequence[str]) -> None:
         raise ValueError(f"{root} holds {len(labels)} pictures; at least {MINIMUM} are needed, some thousands are good")
 
 
-def measured(root: Path, names: Sequence[str]) -> list[int]:
-    """Shorter sides in pixels, from the files' headers."""
-
-    def side(path: Path) -> int:
-        with Image.open(path) as image:
-            return min(image.size)
-
-    return each(root, names, side)
-
-
 def decoded(root: Path, names: Sequence[str], size: int) -> np.ndarray:
     """Colors (n, size, size, 3) of the pictures."""
     return np.stack(each(root, names, lambda path: square(path, size)))
-
-
-def each(root: Path, names: Sequence[str], look: Callable[[Path], T]) -> list[T]:
-    """What `look` gives for each file; all that it cannot read are named together."""
-    seen, broken = [], []
-    for name in names:
-        try:
-            seen.append(look(root / name))
-        # Pillow's readers raise each of these for damaged files.
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            broken.append(f"{name} ({error})")
-    if broken:
-        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
-        raise ValueError(
-            f"{root}: {len(broken)} of the files cannot be read as pictures: {', '.join(broken[:5])}{more}; "
-            "repair or remove them"
-        )
-    return seen
-
-
-def square(path: Path, size: int) -> np.ndarray:
-    """The center of a picture as colors (size, size, 3), upright, transparency laid on white."""
-    with Image.open(path) as image:
-        # Large JPEG files decode several times faster to a fraction of their side.
-        image.draft(None, (2 * size, 2 * size))
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        elif upright.mode in ("I", "F"):
-            raise ValueError(f"pixels of mode {upright.mode}, whose range is unknown; save them with 8 bits")
-        if upright.has_transparency_data:
-            cover = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", cover.size, (*BACKGROUND, 255)), cover)
-        side = min(upright.size)
-        left, top = (upright.width - side) // 2, (upright.height - side) // 2
-        center = upright.convert("RGB").crop((left, top, left + side, top + side))
-        return np.asarray(center.resize((size, size), Image.Resampling.LANCZOS))
 
 
 def asked_size(size: int, sides: Sequence[int]) -> str:

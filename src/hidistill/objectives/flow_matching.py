@@ -23,12 +23,15 @@ class FlowMatching:
         null: gives the null condition; needed when `drop` is not 0.
         drop: share of samples that are trained without their condition (arXiv 2207.12598). Drawn here and not in the
             network, so that a network is a function.
+        teacher: another field of the same conditions, whose velocity at x_t is regressed in place of `noise - x_0`: the
+            target then has no variance given x_t. This is how a velocity moves into another architecture.
     """
 
     field: VelocityField
     times: TimeLaw = Uniform()
     null: Callable[[Cond], Cond] | None = None
     drop: float = 0.0
+    teacher: VelocityField | None = None
 
     def __post_init__(self) -> None:
         """Refuse a share outside [0, 1), and dropping without a null condition."""
@@ -48,8 +51,14 @@ class FlowMatching:
 
     def at(self, batch: Batch, *, t: Times, noise: Points) -> Loss:
         """The loss at given times and noise."""
-        answer = self.field.velocity(interpolate(batch.x, noise, t), t=t, cond=batch.cond)
-        return Loss(mean_per_sample((answer - (noise - batch.x)).float().square()))
+        x_t = interpolate(batch.x, noise, t)
+        answer = self.field.velocity(x_t, t=t, cond=batch.cond)
+        if self.teacher is None:
+            target = noise - batch.x
+        else:
+            with torch.no_grad():
+                target = self.teacher.velocity(x_t, t=t, cond=batch.cond)
+        return Loss(mean_per_sample((answer - target).float().square()))
 
 
 def replaced(cond: Cond, other: Cond, rows: Tensor) -> Cond:

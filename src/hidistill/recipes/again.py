@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hidistill.recipes import digits, fashion, images
+from hidistill.recipes import digits, fashion, images, pipelines
 from hidistill.recipes.judging import PARTIAL, Jury, conclude, refuse_count
-from hidistill.teachers.dit import DiT
 from hidistill.train.folder import FINISHED, locked
+from hidistill.types import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +23,14 @@ class Bench(NamedTuple):
         places: the recipe's arguments that name a place, by the option that overrides them.
     """
 
-    build: Callable[[Path, Mapping[str, Any]], tuple[Jury, DiT, dict[str, Any]]]
+    build: Callable[[Path, Mapping[str, Any]], tuple[Jury, Teacher, dict[str, Any]]]
     places: Mapping[str, str]
 
 
 BENCHES = {
     "fashion.distill": Bench(fashion.bench, {"teacher": "teacher_weights"}),
     "images.distill": Bench(images.bench, {"teacher": "teacher", "images": "images"}),
+    "pipelines.distill": Bench(pipelines.bench, {"teacher": "teacher", "cache": "cache"}),
     "digits.smoke": Bench(digits.bench, {"teacher": "teacher"}),
 }
 
@@ -44,6 +45,7 @@ def judge(
     student_steps: tuple[int, ...] = (1, 2, 4),
     teacher: Path | None = None,
     images: Path | None = None,
+    cache: Path | None = None,
 ) -> None:
     """Evaluate a finished run again and write its report anew; the evaluation before it is kept in RUN/evaluations.
 
@@ -56,6 +58,7 @@ def judge(
         student_steps: step counts of the students.
         teacher: where the teacher lies now; by default where it lay when the run was started.
         images: where the folder of pictures lies now; by default where it lay when the run was started.
+        cache: where the cache lies now; by default where it lay when the run was started.
     """
     refuse_settings((*teacher_steps, *student_steps), scales, student_steps)
     recipe, arguments = recipe_of(run)
@@ -63,7 +66,7 @@ def judge(
         raise ValueError(
             f"{run} is not finished; the command that started it goes on with it, and evaluates at its end"
         )
-    moved = {option: place for option, place in (("teacher", teacher), ("images", images)) if place is not None}
+    moved = {option: place for option, place in (("teacher", teacher), ("images", images), ("cache", cache)) if place}
     arguments = located(recipe, arguments, moved)
     judges, net, settings = BENCHES[recipe].build(run, arguments)
     count = samples if samples is not None else min(arguments["evaluate_samples"], len(judges.test.images))

@@ -1,8 +1,9 @@
 """What the image recipes have in common after training: who is judged, by what, and what the report is given."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,14 +23,15 @@ from hidistill.metrics.endpoint import EndDistance
 from hidistill.metrics.frechet import FrechetDistance
 from hidistill.metrics.neighbors import Neighbors
 from hidistill.metrics.sharpness import HighFrequencyRatio
-from hidistill.path import interpolate
+from hidistill.path import interpolate, rows_of
+from hidistill.recipes.students import FLOW_MAP, student_from
 from hidistill.report import page
 from hidistill.report.pictures import save_attention, save_grids
 from hidistill.sampling import euler, grid, jump, renoise
 from hidistill.seeds import fold_in, normal
 from hidistill.teachers.dit import DiT, FlowMapDiT
 from hidistill.train.loop import autocast
-from hidistill.types import Cond, FeatureSpace, Gallery, Metric, Points, Split
+from hidistill.types import Codec, Cond, FeatureSpace, Gallery, Metric, Points, Split, Student, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,11 @@ class Jury:
         valid: images for the short evaluations along the way and for choosing settings.
         classifier: names the classes; None if the images have none.
         spaces: where pictures are compared, and what each space is, in words.
+        codec: carries samples to pixels.
+        sample_shape: of one sample; None is that of a picture.
+        asked: by part, "valid" or "test", the conditions of its pictures in their order; empty where the conditions are
+            labels.
+        extra: further judges of a full evaluation.
     """
 
     test: Split
@@ -58,11 +65,19 @@ class Jury:
     valid: Split
     classifier: Classifier | None
     spaces: Mapping[FeatureSpace, str]
+    codec: Codec = field(default_factory=Pixels)
+    sample_shape: tuple[int, ...] | None = None
+    asked: Mapping[str, Cond] = field(default_factory=dict)
+    extra: Sequence[Metric] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image: channels, height, width."""
-        return tuple(self.test.images.shape[1:])
+        """Of one sample: channels, height, width."""
+        return self.sample_shape or tuple(self.test.images.shape[1:])
+
+    def cond(self, part: str, n: int) -> Cond | None:
+        """Conditions of the first n pictures of a part; None where they are labels in turn."""
+        return rows_of(self.asked[part], slice(0, n)) if part in self.asked else None
 
     def metrics(self) -> list[Metric]:
         """Every judge of a full evaluation."""
@@ -71,7 +86,7 @@ class Jury:
             judges += [FrechetDistance(space), Neighbors(space)]
         if self.classifier is not None:
             judges.append(ClassAgreement(self.classifier))
-        return [*judges, IntraClassDiversity(), HighFrequencyRatio(), EndDistance()]
+        return [*judges, IntraClassDiversity(), HighFrequencyRatio(), EndDistance(), *self.extra]
 
     def quick_metrics(self) -> list[Metric]:
         """The judges of a short evaluation."""
@@ -110,14 +125,14 @@ def refuse_count(judges: Jury, samples: int) -> None:
         )
 
 
-def of_student(noise: Points, cond: Cond, *, student: FlowMapDiT, times: Sequence[float], precision: str) -> Points:
+def of_student(noise: Points, cond: Cond, *, student: Student, times: Sequence[float], precision: str) -> Points:
     """Samples of a student along the given times."""
     with autocast(precision, noise.device.type):
         return jump(student, noise, cond=cond, times=times).float()
 
 
 def of_student_renoised(
-    noise: Points, cond: Cond, *, student: FlowMapDiT, times: Sequence[float], precision: str
+    noise: Points, cond: Cond, *, student: Student, times: Sequence[float], precision: str
 ) -> Points:
     """Samples of a student that goes to the data at every step, and back to the next time with fresh noise.
 
@@ -132,13 +147,13 @@ def of_student_renoised(
         return renoise(student, noise, cond=cond, times=times, fresh=fresh).float()
 
 
-def of_teacher(noise: Points, cond: Cond, *, teacher: DiT, scale: float, steps: int, precision: str) -> Points:
+def of_teacher(noise: Points, cond: Cond, *, teacher: Teacher, scale: float, steps: int, precision: str) -> Points:
     """Samples of the guided teacher by Euler's method."""
     with autocast(precision, noise.device.type):
         return euler(Guided(teacher, scale=scale), noise, cond=cond, steps=steps).float()
 
 
-def teacher_row(teacher: DiT, *, scale: float, steps: int, precision: str) -> Contestant:
+def teacher_row(teacher: Teacher, *, scale: float, steps: int, precision: str) -> Contestant:
     """The guided teacher as a contestant."""
     plural = "step" if steps == 1 else "steps"
     sample = partial(of_teacher, teacher=teacher, scale=scale, steps=steps, precision=precision)
@@ -146,22 +161,22 @@ def teacher_row(teacher: DiT, *, scale: float, steps: int, precision: str) -> Co
     return Contestant(f"teacher, scale {scale:g}, {steps} {plural}", sample, nfe, steps, "teacher", scale)
 
 
-def student_row(name: str, student: FlowMapDiT, *, steps: int, precision: str) -> Contestant:
+def student_row(name: str, student: Student, *, steps: int, precision: str) -> Contestant:
     """A student as a contestant."""
     plural = "step" if steps == 1 else "steps"
     sample = partial(of_student, student=student, times=grid(steps), precision=precision)
     return Contestant(f"{name}, {steps} {plural}", sample, steps, steps)
 
 
-def renoised_row(name: str, student: FlowMapDiT, *, steps: int, precision: str) -> Contestant:
+def renoised_row(name: str, student: Student, *, steps: int, precision: str) -> Contestant:
     """A student as a contestant that re-noises between its steps."""
     sample = partial(of_student_renoised, student=student, times=grid(steps), precision=precision)
     return Contestant(f"{name}, {steps} steps re-noised", sample, steps, steps)
 
 
 def contestants(
-    teacher: DiT,
-    students: Mapping[str, FlowMapDiT],
+    teacher: Teacher,
+    students: Mapping[str, Student],
     *,
     scale: float,
     scales: Sequence[float],
@@ -183,20 +198,21 @@ def contestants(
     return rows + [teacher_row(teacher, scale=s, steps=steps, precision=precision) for s, steps in pairs]
 
 
-def short_evaluation(judges: Jury, student: FlowMapDiT, *, n: int, seed: int, precision: str) -> dict[str, float]:
+def short_evaluation(judges: Jury, student: Student, *, n: int, seed: int, precision: str) -> dict[str, float]:
     """One-step quality on the validation images, quickly; for curves, not for tables."""
     real = Gallery.of(balanced_subset(judges.valid, n))
     row = student_row("student", student, steps=1, precision=precision)
     evaluation = evaluate(
-        [row], n=n, seed=seed, real=real, codec=Pixels(), shape=judges.shape, metrics=judges.quick_metrics()
-    )
+        [row], n=len(real.images) if judges.asked else n, seed=seed, real=real, codec=judges.codec, shape=judges.shape,
+        metrics=judges.quick_metrics(), cond=judges.cond("valid", n),
+    )  # fmt: skip
     return dict(evaluation.rows[0].metrics)
 
 
 def conclude(
     folder: Path,
     judges: Jury,
-    teacher: DiT,
+    teacher: Teacher,
     *,
     scale: float,
     samples: int,
@@ -228,9 +244,10 @@ def conclude(
         n=samples,
         seed=seed,
         real=Gallery.of(balanced_subset(judges.test, samples)),
-        codec=Pixels(),
+        codec=judges.codec,
         shape=judges.shape,
         metrics=judges.metrics(),
+        cond=judges.cond("test", samples),
         reference=reference,
         features={space.name: words for space, words in judges.spaces.items()},
         done=resumable(partial_path, samples=samples, seed=seed),
@@ -241,8 +258,9 @@ def conclude(
     draw_pictures(folder, judges, teacher, students, scale=scale, seed=seed, precision=precision)
     if discriminator is not None:
         shown = balanced_subset(judges.test, 10)
-        maps = attention_maps(judges.test, teacher, discriminator, n=10)
-        save_attention(folder / "samples" / "attention.npz", images=shown.images.float() / 255, weights=maps)
+        maps = square_maps(attention_maps(judges, "test", teacher, discriminator, n=10))
+        if maps is not None:
+            save_attention(folder / "samples" / "attention.npz", images=shown.images.float() / 255, weights=maps)
     page.write(folder)
 
 
@@ -254,7 +272,7 @@ def resumable(path: Path, *, samples: int, seed: int) -> Evaluation | None:
     return done if (done.n, done.seed) == (samples, seed) else None
 
 
-def read_students(folder: Path) -> dict[str, FlowMapDiT]:
+def read_students(folder: Path) -> dict[str, Student]:
     """The flow maps that a run's stages left in its folder."""
     found = {name: folder / "models" / f"{name}.safetensors" for name in ("student", "sketch")}
     students = {name: read_student(path) for name, path in found.items() if path.exists()}
@@ -263,8 +281,11 @@ def read_students(folder: Path) -> dict[str, FlowMapDiT]:
     return students
 
 
-def read_student(path: Path) -> FlowMapDiT:
-    """A DiT flow map from its file."""
+def read_student(path: Path) -> Student:
+    """A flow map from its file: of our own DiT, or of another library's network."""
+    stored = weights.read(path)
+    if stored.family == FLOW_MAP:
+        return student_from(stored, source=str(path))
     stored = expect(path, "dit-flow-map")
     student = FlowMapDiT(DiT.from_config(dict(stored.config)))
     weights.load_into(student, stored.tensors, source=str(path))
@@ -290,8 +311,8 @@ def expect(path: Path, family: str) -> weights.Weights:
 def draw_pictures(
     folder: Path,
     judges: Jury,
-    teacher: DiT,
-    students: Mapping[str, FlowMapDiT],
+    teacher: Teacher,
+    students: Mapping[str, Student],
     *,
     scale: float,
     seed: int,
@@ -301,26 +322,40 @@ def draw_pictures(
     """Samples of everybody from the same noise and classes, for the report's first picture."""
     classes = max(1, len(judges.test.classes))
     n = per_class * classes if classes > 1 else 20
+    if judges.asked:
+        n = min(n, len(judges.test.images))
     labels, seeds = balanced_labels(n, classes), seeds_of(n, seed)
+    cond = judges.cond("test", n)
     rows = {name: student_row(name, student, steps=1, precision=precision) for name, student in students.items()}
     rows["teacher"] = teacher_row(teacher, scale=scale, steps=REFERENCE_STEPS, precision=precision)
     kinds = {
-        name: draw(row.sample, seeds=seeds, cond=labels, shape=judges.shape, codec=Pixels()).images
+        name: draw(
+            row.sample, seeds=seeds, cond=labels if cond is None else cond, shape=judges.shape, codec=judges.codec
+        ).images
         for name, row in rows.items()
     }
     real = balanced_subset(judges.test, n)
     order = torch.cat([torch.nonzero(real.labels == label).flatten() for label in range(classes)])
-    by_class = real.images[order].reshape(classes, n // classes, *judges.shape).transpose(0, 1).flatten(0, 1)
+    by_class = real.images[order].unflatten(0, (classes, n // classes)).transpose(0, 1).flatten(0, 1)
     kinds["real"] = by_class.float() / 255
     save_grids(folder / "samples" / "grids.npz", kinds=kinds, labels=labels, classes=judges.test.classes)
 
 
 @torch.no_grad()
-def attention_maps(split: Split, teacher: DiT, discriminator: Adaptive, *, n: int, t: float = 0.3) -> Tensor:
-    """Where the discriminator looks on real images at one noise level: (taps, n, queries, grid, grid)."""
-    part = balanced_subset(split, n)
-    x_0 = Pixels().encode(part.images.float() / 255)
+def attention_maps(judges: Jury, part: str, teacher: Teacher, discriminator: Adaptive, *, n: int) -> list[Tensor]:
+    """Where the discriminator looks on real images at t = 0.3: for each tapped layer (n, queries, tokens)."""
+    split, t = balanced_subset(judges.valid if part == "valid" else judges.test, n), 0.3
+    x_0 = judges.codec.encode(split.images.float() / 255)
     times = torch.full((len(x_0),), t)
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    features = teacher.features(interpolate(x_0, noise, times), t=times, cond=part.labels)
-    return torch.stack(discriminator.attention(features)).unflatten(-1, (teacher.grid, teacher.grid))
+    cond = judges.cond(part, len(x_0))
+    features = teacher.features(interpolate(x_0, noise, times), t=times, cond=split.labels if cond is None else cond)
+    return discriminator.attention(features)
+
+
+def square_maps(maps: Sequence[Tensor]) -> Tensor | None:
+    """Attention as pictures (layers, n, queries, side, side); None where tokens are no square, or layers differ."""
+    side = math.isqrt(maps[0].shape[-1])
+    if any(layer.shape[-1] != side**2 for layer in maps):
+        return None
+    return torch.stack(list(maps)).unflatten(-1, (side, side))

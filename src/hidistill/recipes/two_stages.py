@@ -16,14 +16,14 @@ from hidistill.discriminators.per_token import PerToken
 from hidistill.discriminators.pooled import Pooled
 from hidistill.guidance import Guided
 from hidistill.objectives.meanflow import MeanFlow
-from hidistill.path import interpolate
+from hidistill.path import interpolate, rows_of
 from hidistill.recipes.judging import Jury, attention_maps, conclude, contestants, refuse_count, short_evaluation
 from hidistill.recipes.stages import refine, sketch
 from hidistill.seeds import fold_in
-from hidistill.teachers.dit import DiT, FlowMapDiT
+from hidistill.teachers.dit import DiT
 from hidistill.train.experiment import Experiment, Product
 from hidistill.train.loop import quickest
-from hidistill.types import Batch, Derivative
+from hidistill.types import Batch, Derivative, Student, Teacher, VelocityField
 
 HEADS = {"adaptive": Adaptive, "pooled": Pooled, "per_token": PerToken}
 DERIVATIVES: dict[str, Derivative] = {"forward": Forward(), "central": Central()}
@@ -84,12 +84,14 @@ class Finish:
         teacher: whom the student is compared with.
         plan: which rows there are, and of how many images.
         head: the discriminator, whose attention is drawn.
+        student: any of the run's students, to count the rows.
     """
 
     judges: Jury
-    teacher: DiT
+    teacher: Teacher
     plan: Plan
     head: nn.Module | None
+    student: Student
 
     def __call__(self, folder: Path) -> None:
         """Evaluate the run in a folder."""
@@ -118,27 +120,57 @@ class Finish:
     def passes(self) -> list[int]:
         """Network passes per image, of each row that is drawn."""
         lengths = {"sketch": self.plan.sketch_steps, "student": self.plan.refine_steps}
-        student = self.teacher.student()
-        students = {name: student for name, steps in lengths.items() if steps}
+        students = {name: self.student for name, steps in lengths.items() if steps}
         return [row.nfe for row in contestants(self.teacher, students, **self.rows)]
 
 
+@dataclass(frozen=True)
+class Cast:
+    """Who takes part in a distillation.
+
+    Args:
+        teacher: the frozen teacher.
+        student: the flow map that learns, built to begin as its teacher.
+        fake: the fake score, built to begin as its teacher.
+        family: of the student's weights files.
+        config: what rebuilds the student.
+        step: of the differences against which its derivative is checked; 1e-4 for networks that embed 1000 t.
+    """
+
+    teacher: Teacher
+    student: nn.Module
+    fake: nn.Module
+    family: str
+    config: Mapping[str, Any]
+    step: float = 1e-3
+
+
 def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], judges: Jury) -> Experiment:
-    """Both stages on a DiT teacher, with short evaluations along the way and a full one at the end.
+    """Both stages on a DiT teacher of ours; see `both_stages`."""
+    refuse_count(judges, plan.evaluate_samples)
+    teacher.eval().requires_grad_(False)
+    torch.manual_seed(fold_in(plan.seed, "student"))
+    student = teacher.student()
+    cast = Cast(teacher, student, deepcopy(teacher), "dit-flow-map", student.config)
+    return both_stages(cast, plan, batch_at=batch_at, judges=judges)
+
+
+def both_stages(cast: Cast, plan: Plan, *, batch_at: Callable[[int], Batch], judges: Jury) -> Experiment:
+    """Sketch and refine, with short evaluations along the way and a full one at the end.
 
     Raises:
         ValueError: if too few images would be judged, or more than there are test images.
         RuntimeError: if the two derivative back ends disagree on this student.
     """
     refuse_count(judges, plan.evaluate_samples)
-    teacher.eval().requires_grad_(False)
-    torch.manual_seed(fold_in(plan.seed, "student"))
-    student, guided = teacher.student(), Guided(teacher, scale=plan.guidance)
-    fake = deepcopy(teacher)
+    teacher, student, fake = cast.teacher, cast.student, cast.fake
+    assert isinstance(student, Student)
+    assert isinstance(fake, VelocityField)
+    guided = Guided(teacher, scale=plan.guidance)
     head = None if plan.discriminator == "none" else HEADS[plan.discriminator](teacher.feature_channels)
-    check_derivative(student, guided, batch_at(0))
+    check_derivative(student, guided, batch_at(0), step=cast.step)
     stages, modules, products, kept = [], {"student": student}, {}, {}
-    product = partial(Product, "student", family="dit-flow-map", config=student.config, classes=judges.test.classes)
+    product = partial(Product, "student", family=cast.family, config=cast.config, classes=judges.test.classes)
     if plan.sketch_steps:
         derivative = DERIVATIVES[plan.derivative]
         stages.append(sketch(student, guided, steps=plan.sketch_steps, derivative=derivative, **plan.sketch))
@@ -156,11 +188,11 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
 
     def probe(stage: str) -> Mapping[str, float]:
         follower = averages[stage]
-        assert isinstance(follower, FlowMapDiT)
+        assert isinstance(follower, Student)
         numbers = short_evaluation(judges, follower, n=plan.probe_samples, seed=plan.seed + 1, precision=plan.precision)
         if stage == "refine" and isinstance(head, Adaptive):
-            maps = attention_maps(judges.valid, teacher, head, n=50)
-            numbers["entropy"] = normalized_entropy(maps.flatten(-2)).mean().item()
+            maps = attention_maps(judges, "valid", teacher, head, n=50)
+            numbers["entropy"] = torch.stack([normalized_entropy(layer).mean() for layer in maps]).mean().item()
         return numbers
 
     return Experiment(
@@ -172,20 +204,23 @@ def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], 
         products=products,
         probe=probe,
         probe_every=max(20, (plan.sketch_steps + plan.refine_steps) // 12),
-        finish=Finish(judges, teacher, plan, head),
+        finish=Finish(judges, teacher, plan, head, student),
     )
 
 
-def check_derivative(student: FlowMapDiT, guided: Guided, batch: Batch) -> None:
+def check_derivative(student: Student, guided: Guided, batch: Batch, *, step: float = 1e-3) -> None:
     """Refuse to start where forward mode and central differences disagree on one tiny batch."""
-    x, labels = batch.x[:4], batch.cond[:4]  # type: ignore[index]
+    x, labels = batch.x[:4], rows_of(batch.cond, slice(0, 4))
     probe = deepcopy(student)
+    assert isinstance(probe, nn.Module)
     for parameter in probe.parameters():  # a student at its start does not depend on r: let it
         parameter.data += 0.02 * torch.randn_like(parameter)
     t, r = torch.linspace(0.31, 0.93, len(x)), torch.linspace(0.05, 0.4, len(x))
     x_t = interpolate(x, torch.randn_like(x), t)
     direction = guided.velocity(x_t, t=t, cond=labels)
-    difference = self_test(probe, x_t, t=t, r=r, cond=labels, direction=direction)
+    # Along a direction that is larger than the samples, a difference of the same step would be one of other points.
+    step /= max(1.0, float(direction.square().mean().sqrt()))
+    difference = self_test(probe, x_t, t=t, r=r, cond=labels, direction=direction, step=step)
     if difference > TOLERATED:
         raise RuntimeError(
             f"forward mode and central differences differ by {difference:.1%} on this student (at most {TOLERATED:.0%} "

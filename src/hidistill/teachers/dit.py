@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hidistill.embedding import TimeEmbedding, interval_embedding
 from hidistill.path import per_row
 from hidistill.types import Cond, Labels, Points, Probe, Times, Tokens
 
@@ -48,23 +49,6 @@ SIZES = {
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": partial(nn.GELU, approximate="tanh"), "silu": nn.SiLU}
 """Of the blocks' perceptrons. GELU with tanh is the paper's; SiLU takes a third of its time on a CPU."""
-
-
-class TimeEmbedding(nn.Module):
-    """Sinusoids of a time in [0, 1], then a two-layer perceptron."""
-
-    frequencies: Tensor
-
-    def __init__(self, dim: int, sinusoids: int = 64, highest: float = 32.0) -> None:
-        super().__init__()
-        ramp = torch.arange(sinusoids // 2) / (sinusoids // 2 - 1)
-        self.register_buffer("frequencies", highest**ramp, persistent=False)
-        self.layers = nn.Sequential(nn.Linear(sinusoids, dim), nn.SiLU(), nn.Linear(dim, dim))
-
-    def forward(self, t: Times) -> Tensor:
-        """(b,) -> (b, dim)."""
-        angles = t[:, None] * self.frequencies.to(t.dtype)
-        return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
 
 
 def modulate(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
@@ -305,20 +289,16 @@ class FlowMapDiT(nn.Module):
     a mean velocity passes through depends on the interval, not on the pixel: a network that learns it by its tokens is
     left with a few percent of the noise in its one-step samples, which this number takes away.
 
-    The last layer of the embedding and the gain are zero at start, so that the student begins as its teacher. The
-    interval's frequencies are low, for the target of MeanFlow holds the derivative along them.
+    The last layer of the embedding and the gain are zero at start, so that the student begins as its teacher.
     """
 
     def __init__(self, net: DiT) -> None:
         super().__init__()
         self.net = net
-        self.interval = TimeEmbedding(net.dim, highest=4.0).to(net.patchify.weight)
+        self.interval = interval_embedding(net.dim).to(net.patchify.weight)
         self.gain = nn.Linear(net.dim, 1).to(net.patchify.weight)
-        last = self.interval.layers[2]
-        assert isinstance(last, nn.Linear)
-        for layer in (last, self.gain):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.gain.weight)
+        nn.init.zeros_(self.gain.bias)
 
     @property
     def config(self) -> dict:

@@ -11,26 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hidistill.embedding import TimeEmbedding
 from hidistill.types import Cond, Labels, Points, Probe, Times, Tokens
 
 Vectors = Float[Tensor, "b dim"]
-
-
-class TimeEmbedding(nn.Module):
-    """Sinusoids of a time in [0, 1] at 1 to 16 rad, then a two-layer perceptron."""
-
-    frequencies: Tensor
-
-    def __init__(self, width: int, sinusoids: int = 32) -> None:
-        super().__init__()
-        frequencies = 16.0 ** (torch.arange(sinusoids // 2) / (sinusoids // 2 - 1))
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.layers = nn.Sequential(nn.Linear(sinusoids, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t: Times) -> Tensor:
-        """(b,) -> (b, width)."""
-        angles = t[:, None] * self.frequencies.to(t.dtype)
-        return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
 
 
 class Layer(nn.Module):
@@ -69,7 +53,7 @@ class MLP(nn.Module):
         self.config = {"dim": dim, "classes": classes, "width": width, "depth": depth}
         self.dim, self.classes, self.width = dim, classes, width
         self.enter = nn.Linear(dim, width)
-        self.time = TimeEmbedding(width)
+        self.time = TimeEmbedding(width, sinusoids=32, highest=16.0)
         self.label = nn.Embedding(classes + 1, width)
         self.layers = nn.ModuleList(Layer(width) for _ in range(depth))
         self.leave = nn.Linear(width, dim)
@@ -130,7 +114,7 @@ class FlowMapMLP(nn.Module):
     def __init__(self, net: MLP) -> None:
         super().__init__()
         self.net = net
-        self.interval = TimeEmbedding(net.width).to(net.enter.weight)
+        self.interval = TimeEmbedding(net.width, sinusoids=32, highest=16.0).to(net.enter.weight)
         last = self.interval.layers[2]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)

@@ -16,6 +16,7 @@ def sample(
     steps: int | None = None,
     sampler: Literal["jump", "renoise", "euler", "heun"] | None = None,
     label: str | None = None,
+    prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     scale: float | None = None,
     seed: int = 0,
     npz: Path | None = None,
@@ -23,12 +24,14 @@ def sample(
     """Draw images and save them as a picture.
 
     Args:
-        source: a run's folder, or a weights file (.safetensors).
+        source: a run's folder, a weights file (.safetensors), or the folder of a diffusers pipeline such as `hidistill
+            export` writes; --student SOURCE is the same.
         out: the picture, a .png file.
         count: number of images.
         steps: steps of the sampler; by default 1 for a student and 50 for a teacher.
         sampler: jump or renoise for a student, euler or heun for a teacher.
         label: class of all images, by its name or by its number from 0; by default the classes in turn, one per column.
+        prompt: what is asked for, where the network draws from prompts; given several times, they take turns.
         scale: guidance scale of a teacher, 1 is no guidance; a student has its teacher's built in.
         seed: image i depends on the seed and i alone.
         npz: file for the images as an array (count, channels, height, width) of uint8, with their labels.
@@ -36,11 +39,25 @@ def sample(
     from hidistill.cli import drawing
 
     drawing.refuse(out, count=count)
+    if (source / "model_index.json").is_file():
+        from hidistill.cli import stock
+
+        if sampler is not None:
+            raise ValueError(
+                f"--sampler {sampler}: the pipeline in {source} samples with its own scheduler; leave it out"
+            )
+        plan = stock.Plan(steps or 1, 1.0 if scale is None else scale, label, tuple(prompt), seed)
+        drawing.save(stock.draw(source, plan, count), out=out, npz=npz)
+        said = f"{count} images in {plan.steps} step{'s' if plan.steps > 1 else ''} of the stock pipeline: {out}"
+        Console().print(said, markup=False, highlight=False, soft_wrap=True)
+        return 0
     network = drawing.load(drawing.weights_file(source))
     chosen = drawing.label_of(label, network)
     labels = drawing.labels_of(chosen, count, network.classes)
     plan = drawing.plan(network, steps=steps, sampler=sampler, scale=scale)
-    drawing.write(drawing.images(network, plan, labels, seed), labels, one_class=chosen is not None, out=out, npz=npz)
+    cond = drawing.conditions(network, labels, prompt)
+    pictures = drawing.images(network, plan, cond, count=count, seed=seed)
+    drawing.write(pictures, labels, one_class=chosen is not None, out=out, npz=npz)
     known = chosen is not None and chosen < len(network.names)
     of_class = "" if chosen is None else f" of class {chosen}" + (f", {network.names[chosen]}," if known else "")
     words = f"{count} images{of_class} in {plan.steps} step{'s' if plan.steps > 1 else ''} of {plan.sampler}: {out}"
@@ -49,5 +66,6 @@ def sample(
 
 
 def command(argv: Sequence[str]) -> int:
-    """Run the command."""
+    """Run the command; `--student SOURCE` is another way to write its argument."""
+    argv = [word.removeprefix("--student=") for word in argv if word != "--student"]
     return tyro.cli(sample, args=argv, prog="hidistill sample")

@@ -1,0 +1,114 @@
+"""Draws images with a stock pipeline of diffusers, as anybody who loads the folder would."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hidistill.foreign.folder import library
+from hidistill.seeds import fold_in
+from hidistill.types import Images
+
+BATCH = 16
+
+
+class Plan(NamedTuple):
+    """What is asked of the pipeline.
+
+    Args:
+        steps: `num_inference_steps`.
+        scale: `guidance_scale`; 1 is none.
+        label: number of a class; None takes the classes in turn.
+        prompts: take turns.
+        seed: image i depends on it and on i alone.
+    """
+
+    steps: int
+    scale: float
+    label: str | None
+    prompts: tuple[str, ...]
+    seed: int
+
+
+def draw(root: Path, plan: Plan, count: int) -> Images:
+    """Images of the pipeline in a folder.
+
+    Raises:
+        ValueError: if the pipeline wants a label or a prompt and got the other, or neither.
+    """
+    pipeline = library().DiffusionPipeline.from_pretrained(root)
+    pipeline.set_progress_bar_config(disable=True)
+    takes = inspect.signature(pipeline.__call__).parameters
+    options: dict[str, Any] = {"num_inference_steps": plan.steps, "output_type": "np"}
+    if "guidance_scale" in takes:
+        options["guidance_scale"] = plan.scale
+    elif plan.scale != 1.0:
+        raise ValueError(f"--scale {plan.scale}: a {type(pipeline).__name__} has no guidance; leave --scale out")
+    if "use_resolution_binning" in takes:
+        options["use_resolution_binning"] = False
+    if "complex_human_instruction" in takes:
+        options["complex_human_instruction"] = None
+    images = []
+    for start in range(0, count, BATCH):
+        rows = range(start, min(start + BATCH, count))
+        generators = [torch.Generator().manual_seed(fold_in(plan.seed, "sample", row)) for row in rows]
+        asked = wishes(pipeline, takes, plan, rows)
+        found = pipeline(**asked, **options, **sizes(pipeline, takes), generator=generators).images
+        images.append(torch.from_numpy(np.ascontiguousarray(found)).movedim(-1, 1).float())
+    return torch.cat(images)
+
+
+def wishes(pipeline: Any, takes: Any, plan: Plan, rows: Sequence[int]) -> dict[str, Any]:  # noqa: ANN401
+    """The argument that says what is drawn."""
+    name = type(pipeline).__name__
+    if "class_labels" in takes:
+        if plan.prompts:
+            raise ValueError(f"--prompt {plan.prompts[0]!r}: a {name} draws classes; use --label")
+        return {
+            "class_labels": [
+                label_of(pipeline, plan.label) if plan.label else row % classes_of(pipeline) for row in rows
+            ]
+        }
+    if plan.label is not None:
+        raise ValueError(f"--label {plan.label}: a {name} knows no classes; leave it out")
+    if "prompt" in takes:
+        if not plan.prompts:
+            raise ValueError(f"a {name} draws from prompts; say --prompt 'red apple', once or several times")
+        return {"prompt": [plan.prompts[row % len(plan.prompts)] for row in rows]}
+    if plan.prompts:
+        raise ValueError(f"--prompt {plan.prompts[0]!r}: a {name} takes no prompts; leave it out")
+    return {"batch_size": len(rows)}
+
+
+def names_of(pipeline: Any) -> dict[str, int]:  # noqa: ANN401
+    """Labels by the names of the classes, where the folder has them."""
+    return dict(getattr(pipeline, "labels", None) or {})
+
+
+def classes_of(pipeline: Any) -> int:  # noqa: ANN401
+    """Number of classes."""
+    named = names_of(pipeline)
+    return max(named.values()) + 1 if named else int(pipeline.transformer.config.num_embeds_ada_norm)
+
+
+def label_of(pipeline: Any, given: str) -> int:  # noqa: ANN401
+    """The label that a name or a number means."""
+    named, classes = names_of(pipeline), classes_of(pipeline)
+    if given in named:
+        return int(named[given])
+    if given.isdecimal() and int(given) < classes:
+        return int(given)
+    raise ValueError(
+        f"--label {given}: labels are 0 to {classes - 1}" + (f" or {', '.join(list(named)[:20])}" if named else "")
+    )
+
+
+def sizes(pipeline: Any, takes: Any) -> dict[str, int]:  # noqa: ANN401
+    """Height and width of the pictures that the network was made for, where the pipeline would take others."""
+    if "height" not in takes or "use_resolution_binning" not in takes:
+        return {}
+    side = int(pipeline.transformer.config.sample_size) * int(pipeline.vae_scale_factor)
+    return {"height": side, "width": side}

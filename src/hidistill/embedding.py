@@ -1,0 +1,42 @@
+"""Embeddings of times in [0, 1]."""
+
+import torch
+from torch import Tensor, nn
+
+from hidistill.types import Times
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of a time in [0, 1], then a two-layer perceptron.
+
+    Args:
+        dim: of the embedding.
+        sinusoids: cosines and sines together.
+        highest: frequency in rad per unit of time; the lowest is 1.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, dim: int, sinusoids: int = 64, highest: float = 32.0) -> None:
+        super().__init__()
+        ramp = torch.arange(sinusoids // 2) / (sinusoids // 2 - 1)
+        self.register_buffer("frequencies", highest**ramp, persistent=False)
+        self.layers = nn.Sequential(nn.Linear(sinusoids, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Times) -> Tensor:
+        """(b,) -> (b, dim)."""
+        angles = t[:, None] * self.frequencies.to(t.dtype)
+        return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
+
+
+def interval_embedding(dim: int) -> TimeEmbedding:
+    """The embedding of an interval's length t - r, zero at start.
+
+    Its frequencies are low, for the target of MeanFlow holds the derivative along them.
+    """
+    embedding = TimeEmbedding(dim, highest=4.0)
+    last = embedding.layers[2]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return embedding

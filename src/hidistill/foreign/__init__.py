@@ -1,0 +1,1 @@
+"""Networks of other libraries as teachers and students: what every family needs, once."""
