@@ -14,6 +14,7 @@ the step that a DDIM sampler (arXiv 2010.02502) takes from its last time.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -126,7 +127,7 @@ class Table:
                 "are needed, each noisier than the one before: check the betas in the scheduler's configuration"
             )
 
-    @property
+    @cached_property
     def finite(self) -> tuple[float, ...]:
         """The log ratios but a last one that is infinite."""
         return tuple(ratio for ratio in self.log_ratios if math.isfinite(ratio))

@@ -123,3 +123,9 @@ def test_long_names_break_where_both_lines_are_shortest():
     assert wrapped("Bag", 64, face) == "Bag"
     assert wrapped("a rather long name", 64, face) == "a rather\nlong name"
     assert wrapped("Unbreakablename", 20, face) == "Unbreakablename"
+    caption = 'Japanese "not free of charge" button, 3D render'
+    lines = wrapped(caption, 84, face).split("\n")
+    assert " ".join(lines) == caption
+    assert len(lines) > 2
+    assert all(face.getlength(line) <= 84 for line in lines)
+    assert wrapped("one two three four five six seven eight nine ten", 40, face).endswith(" ...")

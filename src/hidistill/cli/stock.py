@@ -67,11 +67,11 @@ def wishes(pipeline: Any, takes: Any, plan: Plan, rows: Sequence[int]) -> dict[s
     if "class_labels" in takes:
         if plan.prompts:
             raise ValueError(f"--prompt {plan.prompts[0]!r}: a {name} draws classes; use --label")
-        return {
-            "class_labels": [
-                label_of(pipeline, plan.label) if plan.label else row % classes_of(pipeline) for row in rows
-            ]
-        }
+        label = None if plan.label is None else label_of(pipeline, plan.label)
+        labels = [row % classes_of(pipeline) if label is None else label for row in rows]
+        if "batch_size" not in takes:
+            return {"class_labels": labels}
+        return {"class_labels": torch.tensor(labels), "batch_size": len(rows)}
     if plan.label is not None:
         raise ValueError(f"--label {plan.label}: a {name} knows no classes; leave it out")
     if "prompt" in takes:
@@ -91,7 +91,10 @@ def names_of(pipeline: Any) -> dict[str, int]:  # noqa: ANN401
 def classes_of(pipeline: Any) -> int:  # noqa: ANN401
     """Number of classes."""
     named = names_of(pipeline)
-    return max(named.values()) + 1 if named else int(pipeline.transformer.config.num_embeds_ada_norm)
+    if named:
+        return max(named.values()) + 1
+    net = getattr(pipeline, "transformer", None) or pipeline.unet
+    return int(net.config.get("num_embeds_ada_norm") or net.config.get("num_class_embeds") or 1)
 
 
 def label_of(pipeline: Any, given: str) -> int:  # noqa: ANN401

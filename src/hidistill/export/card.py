@@ -19,6 +19,7 @@ class Card:
         metrics: one row per contestant of an evaluation: column -> what is printed.
         notes: further sentences, e.g. where the exported network differs from the student, and by how much.
         license: see `license_of`.
+        call: further arguments that a call of the pipeline needs to be the student, as code.
     """
 
     teacher: str
@@ -26,6 +27,7 @@ class Card:
     metrics: Sequence[Mapping[str, str]] = ()
     notes: Sequence[str] = ()
     license: Mapping[str, str] = field(default_factory=dict)
+    call: str = ""
 
 
 def license_of(folder: Path) -> dict[str, str]:

@@ -66,7 +66,7 @@ def export_one_step(
     pipeline = pipeline_for(student, "" if folder is None else folder.pipeline)
     with replaced(out) as new:
         write(student, folder, new, pipeline=pipeline, scheduler=scheduler, classes=classes)
-        usage = usage_of(pipeline, out.name, call_of(pipeline, new))
+        usage = usage_of(pipeline, out.name, call_of(pipeline, new) + card.call)
         (new / "README.md").write_text(readme(card, title=f"{out.name}: images in one step", usage=usage), "utf-8")
     return Exported(out, pipeline, usage)
 

@@ -78,7 +78,7 @@ def export_few_step(
         write(folded, folder, new, pipeline=pipeline, scheduler=scheduler, classes=classes)
         save_file(table(student, folded, steps), new / FILE)
         (new / "pipeline.py").write_text(code_for(pipeline), encoding="utf-8")
-        call = call_of(pipeline, new)
+        call = call_of(pipeline, new) + card.call
         usage = few(out.name, call)
         note = (
             f"Without `pipeline.py` the folder makes one step:\n\n```python\n{usage_of(pipeline, out.name, call)}\n```"

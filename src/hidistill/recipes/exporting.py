@@ -139,6 +139,7 @@ def write_folder(
         lines=dict(stored.card),
         metrics=metrics_of(path),
         license=license_of(folder.root),
+        call=unasked(stored.config, folder),
     )
     about: dict[str, Any] = {"scheduler": scheduler, "card": card, "classes": stored.classes, "force": force}
     if steps is None:
@@ -146,6 +147,12 @@ def write_folder(
     else:
         made = export_few_step(student, folder, out, steps=steps, **about)
     return Done(out, (f"{made.pipeline}: {out}", *made.usage.splitlines()))
+
+
+def unasked(config: Mapping[str, Any], folder: Folder) -> str:
+    """The argument that keeps SANA's lines away from prompts, for a student that never saw them."""
+    without = folder.pipeline == "SanaPipeline" and config.get("prompts", {}).get("instruction") == []
+    return ", complex_human_instruction=None" if without else ""
 
 
 def student_file(source: Path) -> Path:

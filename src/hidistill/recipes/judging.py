@@ -58,6 +58,7 @@ class Jury:
         asked: by part, "valid" or "test", the conditions of its pictures in their order; empty where the conditions are
             labels.
         extra: further judges of a full evaluation.
+        captions: the words of the test pictures' prompts; empty where there are none.
     """
 
     test: Split
@@ -69,6 +70,7 @@ class Jury:
     sample_shape: tuple[int, ...] | None = None
     asked: Mapping[str, Cond] = field(default_factory=dict)
     extra: Sequence[Metric] = ()
+    captions: Sequence[str] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -338,7 +340,10 @@ def draw_pictures(
     order = torch.cat([torch.nonzero(real.labels == label).flatten() for label in range(classes)])
     by_class = real.images[order].unflatten(0, (classes, n // classes)).transpose(0, 1).flatten(0, 1)
     kinds["real"] = by_class.float() / 255
-    save_grids(folder / "samples" / "grids.npz", kinds=kinds, labels=labels, classes=judges.test.classes)
+    names, asked = judges.test.classes, "class"
+    if judges.captions:
+        names, asked, labels = judges.captions[:n], "prompt", torch.arange(n)
+    save_grids(folder / "samples" / "grids.npz", kinds=kinds, labels=labels, classes=names, asked=asked)
 
 
 @torch.no_grad()

@@ -205,6 +205,7 @@ def judges_of(loaded: Loaded, material: Material, *, classifier: Path | None, be
     return Jury(
         test.split, material.train, valid.split, judge, found.spaces,
         codec=loaded.codec, sample_shape=material.shape, asked=asked, extra=extra,
+        captions=test.captions if asked else (),
     )  # fmt: skip
 
 

@@ -100,10 +100,11 @@ def samples(run: Run, pictures: Path) -> str:
     narrow = comparison(kinds, columns, classes, columns=NARROW, tile=2 * TILE * 2 // 3)
     wide.save(pictures / "comparison.png")
     absent = [kind for kind in KINDS if kind not in found]
-    text = f"{len(chosen)} of {len(labels)} samples. A column shows one class"
+    asked = str(run.grids.get("asked", "class"))
+    text = f"{len(chosen)} of {len(labels)} samples. A column shows one {asked}"
     text += " and, in the generated rows, one noise." if len(found) > 1 else "."
     text += f" Not in this run: {', '.join(absent)}." if absent else ""
-    alt = f"Rows of {', '.join(found)} images; each column one class"
+    alt = f"Rows of {', '.join(found)} images; each column one {asked}"
     return (
         f'<figure class="picture"><picture><source media="(max-width: 600px)" srcset="{uri(narrow)}">'
         f'<img src="{uri(wide)}" alt="{escape(alt)}"></picture><figcaption>{escape(text)}</figcaption></figure>'

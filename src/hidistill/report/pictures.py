@@ -26,6 +26,8 @@ KINDS = {
 }
 """Order and captions of a comparison's rows."""
 
+LINES = 4
+"""Of a column's caption at most."""
 TILE = 84
 """Side of a tile, roughly: small images are enlarged by a whole factor, those beyond twice of it are shrunk to it."""
 GAP = 2
@@ -42,7 +44,9 @@ HEAT = (
 """A color map whose lightness rises throughout, so that it also reads in gray."""
 
 
-def save_grids(path: Path, *, kinds: Mapping[str, Images], labels: Labels, classes: Sequence[str]) -> None:
+def save_grids(
+    path: Path, *, kinds: Mapping[str, Images], labels: Labels, classes: Sequence[str], asked: str = "class"
+) -> None:
     """Write samples for the report: image i of every kind has the same class, and the same noise if generated.
 
     Args:
@@ -50,6 +54,7 @@ def save_grids(path: Path, *, kinds: Mapping[str, Images], labels: Labels, class
         kinds: images in [0, 1] by kind, any of real, teacher, sketch, student.
         labels: class of each image.
         classes: names of the classes; empty if there are none.
+        asked: what a class is called: each prompt is a class of its own.
 
     Raises:
         ValueError: if a kind is unknown or the kinds differ in size.
@@ -62,7 +67,8 @@ def save_grids(path: Path, *, kinds: Mapping[str, Images], labels: Labels, class
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = {kind: quantized(images) for kind, images in kinds.items()}
-    np.savez_compressed(path, labels=labels.cpu().numpy(), classes=np.array(list(classes), dtype=np.str_), **arrays)
+    arrays |= {"classes": np.array(list(classes), dtype=np.str_), "asked": np.array(asked)}
+    np.savez_compressed(path, labels=labels.cpu().numpy(), **arrays)
 
 
 def save_attention(path: Path, *, images: Images, weights: Attention) -> None:
@@ -121,15 +127,17 @@ def comparison(
     columns = min(columns, len(labels))
     blocks = [range(start, min(start + columns, len(labels))) for start in range(0, len(labels), columns)]
     small, large = font(max(9, tile // 7)), font(max(10, tile // 6))
-    margin, head, between = tile, tile * 2 // 5 if classes else 0, tile // 5
+    names = [wrapped(str(classes[label]), width, small) for label in labels] if classes else []
+    lines = max((name.count("\n") + 1 for name in names), default=0)
+    head = max(tile * 2 // 5, lines * (int(small.size) + 3) + 6) if classes else 0
+    margin, between = tile, tile // 5
     block = head + len(order) * (height + GAP) + between
     canvas = blank(margin + columns * (width + GAP) - GAP, len(blocks) * block - between)
     pen = ImageDraw.Draw(canvas)
     for b, samples in enumerate(blocks):
         for j, i in enumerate(samples if classes else ()):
             middle = (margin + j * (width + GAP) + width // 2, b * block + head - 4)
-            name = wrapped(str(classes[labels[i]]), width, small)
-            pen.multiline_text(middle, name, INK, small, anchor="md", align="center", spacing=1)
+            pen.multiline_text(middle, names[i], INK, small, anchor="md", align="center", spacing=1)
         for k, kind in enumerate(order):
             top = b * block + head + k * (height + GAP)
             place = (margin - tile // 10, top + height // 2)
@@ -211,14 +219,29 @@ def fitted(pixels: Tile, size: tuple[int, int]) -> Image.Image:
 
 
 def wrapped(text: str, width: int, face: ImageFont.FreeTypeFont) -> str:
-    """Text in at most two lines, broken at a space or a slash where it is wider than a tile."""
+    """Text broken at spaces and slashes into lines no wider than a tile, where its words are not; at most `LINES`.
+
+    In two lines it is broken where they are most alike in length, otherwise each line is filled; what is left over
+    behind the last line is an ellipsis.
+    """
     if face.getlength(text) <= width:
         return text
     breaks = [i + (text[i] == "/") for i in range(1, len(text) - 1) if text[i] in " /"]
     if not breaks:
         return text
     middle = min(breaks, key=lambda i: max(face.getlength(text[:i]), face.getlength(text[i:].strip())))
-    return f"{text[:middle]}\n{text[middle:].strip()}"
+    halves = [text[:middle], text[middle:].strip()]
+    if max(face.getlength(half) for half in halves) <= width:
+        return "\n".join(halves)
+    lines, start = [], 0
+    for end in [*breaks, len(text)]:
+        word = text[start:end]
+        if lines and face.getlength((lines[-1] + word).strip()) <= width:
+            lines[-1] += word
+        else:
+            lines.append(word.strip())
+        start = end
+    return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES - 1], lines[LINES - 1] + " ..."])
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:

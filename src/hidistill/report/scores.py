@@ -28,6 +28,9 @@ MEANINGS = {
     "fd": Meaning("Fréchet distance", "small"),
     "high_frequency": Meaning("high-frequency ratio", "one"),
     "agreement": Meaning("class agreement", "large", percent=True),
+    "prompt_recall@1": Meaning("prompt recall, first", "large", percent=True),
+    "prompt_recall@5": Meaning("prompt recall, first 5", "large", percent=True),
+    "prompt_recall@10": Meaning("prompt recall, first 10", "large", percent=True),
     "recall": Meaning("recall", "large"),
     "precision": Meaning("precision", "large"),
     "diversity": Meaning("diversity", "one"),
@@ -37,6 +40,9 @@ MEANINGS = {
     "nearest": Meaning("nearest-neighbor ratio", "neither"),
     "entropy": Meaning("entropy of attention", "neither"),
     "agreement_real": Meaning("class agreement of real images", "neither", percent=True),
+    "prompt_recall_real@1": Meaning("prompt recall of real images, first", "neither", percent=True),
+    "prompt_recall_real@5": Meaning("prompt recall of real images, first 5", "neither", percent=True),
+    "prompt_recall_real@10": Meaning("prompt recall of real images, first 10", "neither", percent=True),
 }
 """By the metric's name up to its first slash; what follows the slash names the feature space."""
 
