@@ -11,6 +11,7 @@ import torch
 from randomized import randomized
 from small_transformers import dit_net, flux_net, masked, pixart_net, pooled, sana_net, sd3_net
 from small_unets import pictures_net, prompted_net, prompts, xl_net
+from stock import as_tensor
 
 from hidistill.foreign.folder import Folder
 from hidistill.foreign.identity import SCALE, identity_autoencoder
@@ -120,7 +121,7 @@ class Case:
         """The samples of a pipeline."""
         pipeline.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(3)
-        images = pipeline(**self.arguments(), num_inference_steps=steps, generator=generator).images
+        images = as_tensor(pipeline(**self.arguments(), num_inference_steps=steps, generator=generator).images)
         return 2 * images - 1 if self.divisor else images
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from stock import as_tensor
 
 from hidistill.foreign.identity import identity_autoencoder
 
@@ -102,7 +103,7 @@ def test_a_class_pipeline_shows_the_end_of_its_steps(channels):
     )
     pipeline.set_progress_bar_config(disable=True)
     asked = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "pt"}
-    shown = pipeline([2], generator=torch.Generator().manual_seed(0), **asked).images
+    shown = as_tensor(pipeline([2], generator=torch.Generator().manual_seed(0), **asked).images)
     noise = torch.randn(1, channels, 12, 12, generator=torch.Generator().manual_seed(0))
     scheduler.set_timesteps(1)
     [time] = scheduler.timesteps

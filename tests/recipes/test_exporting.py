@@ -7,6 +7,7 @@ import pytest
 import small_pipelines
 import torch
 from randomized import randomized
+from stock import as_tensor
 from torch import nn
 
 from hidistill import weights
@@ -58,7 +59,7 @@ def test_a_folder_for_stock_diffusers(tmp_path, run, capsys):
     pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path / "student")
     pipeline.set_progress_bar_config(disable=True)
     call = {"class_labels": LABELS.tolist(), "num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "pt"}
-    images = pipeline(**call, generator=torch.Generator().manual_seed(3)).images
+    images = as_tensor(pipeline(**call, generator=torch.Generator().manual_seed(3)).images)
     expected = load(root / "teacher").codec.decode(jump(student, z, cond=LABELS))
     assert (images - expected).abs().max() < 1e-4
 
@@ -71,7 +72,7 @@ def test_a_folder_for_several_steps(tmp_path, run, monkeypatch):
     pipeline = diffusers.DiffusionPipeline.from_pretrained(path, custom_pipeline=str(path), trust_remote_code=True)
     pipeline.set_progress_bar_config(disable=True)
     call = {"class_labels": LABELS.tolist(), "num_inference_steps": 2, "output_type": "pt"}
-    images = pipeline(**call, generator=torch.Generator().manual_seed(3)).images
+    images = as_tensor(pipeline(**call, generator=torch.Generator().manual_seed(3)).images)
     expected = load(root / "teacher").codec.decode(jump(student, z, cond=LABELS, times=grid(2)))
     assert (images - expected).abs().max() < 1e-4
 
@@ -154,7 +155,7 @@ def test_a_dit_of_ours_in_stock_diffusers(tmp_path, ours):
     pipeline.set_progress_bar_config(disable=True)
     call = {"class_labels": pipeline.get_label_ids(["cat", "dog", "dog"]), "output_type": "pt"}
     call |= {"num_inference_steps": 1, "guidance_scale": 1.0}
-    images = pipeline(**call, generator=torch.Generator().manual_seed(3)).images
+    images = as_tensor(pipeline(**call, generator=torch.Generator().manual_seed(3)).images)
     pixels = jump(student, z, cond=LABELS)
     assert (pixels.abs() < 1).float().mean() > 0.5
     assert (images - ((pixels + 1) / 2).clamp(0, 1)).abs().max() < 1e-5

@@ -10,11 +10,15 @@ import torch
 from PIL import Image
 
 from hidistill import weights
+from hidistill.cli import main
+from hidistill.conventions import Diffusion, Flow, Table
 from hidistill.data.cache import CacheError
+from hidistill.foreign.folder import FolderError
 from hidistill.recipes import pipelines
 from hidistill.recipes.again import judge
 from hidistill.recipes.caching import write_cache
 from hidistill.recipes.students import student_from
+from hidistill.recipes.teachers import load
 from hidistill.scores import Evaluation
 from hidistill.train.driver import execute
 
@@ -103,7 +107,6 @@ def test_a_port_learns_its_teacher_and_is_a_pipeline_of_stock_diffusers(tmp_path
     from diffusers import DiTPipeline
 
     from hidistill.guidance import Guided
-    from hidistill.recipes.teachers import load
     from hidistill.sampling import euler
 
     arguments = {"patch": 14, "width": 8, "depth": 1, "heads": 1, "steps": 2, "polish_steps": 1, "batch_size": 2}
@@ -175,8 +178,6 @@ def test_a_rank_below_zero_is_refused(shelf):
 
 
 def test_a_finished_run_is_evaluated_again_and_sampled_from(shelf, tmp_path):
-    from hidistill.cli import main
-
     given = shelf("dit")
     carried_out(tmp_path / "run", **given, **TINY)
     judge(tmp_path / "run", samples=12, scales=(1.0,), teacher_steps=(2,), student_steps=(1,))
@@ -185,3 +186,36 @@ def test_a_finished_run_is_evaluated_again_and_sampled_from(shelf, tmp_path):
     assert main(["sample", str(tmp_path / "run"), "--count", "4", "--label", "class1", "--out", str(picture)]) == 0
     with Image.open(picture) as image:
         assert len(image.convert("RGB").getcolors(100_000)) > 10
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_teacher_in_half_precision_is_distilled_with_weights_in_float32(shelf, tmp_path, rank):
+    given = shelf("dit")
+    half = small.dit()
+    half.transformer.load_state_dict(load(given["teacher"]).network.net.state_dict())
+    half.transformer.to(torch.bfloat16)
+    half.vae.load_state_dict(load(given["teacher"]).codec.module.state_dict())
+    teacher = small.saved(half, tmp_path / "half")
+    experiment = carried_out(tmp_path / "run", teacher=teacher, cache=given["cache"], **TINY, lora_rank=rank)
+    moving = [p for stage in experiment.stages for update in stage.updates.values() for p in update.parameters()]
+    assert {parameter.dtype for parameter in moving} == {torch.float32}
+    assert main(["export", str(tmp_path / "run"), "--to", "diffusers", "--out", str(tmp_path / "student")]) == 0
+    with pytest.raises(FolderError, match="does not look at its time"):
+        load(tmp_path / "student")
+
+
+def test_guidance_is_not_given_twice(shelf, tmp_path):
+    sprint = load(small.saved(small.sana_sprint(), tmp_path / "sprint"))
+    assert pipelines.scale_of(sprint, None) == 1.0
+    assert pipelines.scale_of(load(shelf("dit")["teacher"]), None) == 1.5
+    assert pipelines.scale_of(sprint, 2.0) == 2.0
+
+
+def test_a_fake_score_of_noise_counts_errors_in_the_noise():
+    """The weighted error of the velocity is the plain error of the network's own answer, at any time."""
+    convention = Diffusion("epsilon", Table.of((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0)))
+    t = torch.tensor([0.1, 0.5, 0.9, 0.99, 1.0], dtype=torch.float64)
+    weight = pipelines.weight_of(convention)
+    errors = torch.randn(5, dtype=torch.float64)
+    torch.testing.assert_close(weight(t) * (convention.at(t).gain * errors).square(), errors.square())
+    assert pipelines.weight_of(Flow()) is None

@@ -73,3 +73,8 @@ def repeated(cond, rows=5):
 
 
 DTYPES = [torch.float32, torch.float64]
+
+
+def as_tensor(images):
+    """Pictures as (b, c, h, w): older DiTPipelines give arrays whatever they are asked for."""
+    return images if isinstance(images, torch.Tensor) else torch.from_numpy(images).movedim(-1, 1)

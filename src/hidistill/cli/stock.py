@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hidistill.foreign.folder import library
+from hidistill.export.few_step import code_for
+from hidistill.foreign.folder import Folder, library
 from hidistill.seeds import fold_in
 from hidistill.types import Images
 
@@ -39,7 +40,7 @@ def draw(root: Path, plan: Plan, count: int) -> Images:
     Raises:
         ValueError: if the pipeline wants a label or a prompt and got the other, or neither.
     """
-    pipeline = library().DiffusionPipeline.from_pretrained(root)
+    pipeline = loaded(root)
     pipeline.set_progress_bar_config(disable=True)
     takes = inspect.signature(pipeline.__call__).parameters
     options: dict[str, Any] = {"num_inference_steps": plan.steps, "output_type": "np"}
@@ -59,6 +60,23 @@ def draw(root: Path, plan: Plan, count: int) -> Images:
         found = pipeline(**asked, **options, **sizes(pipeline, takes), generator=generators).images
         images.append(torch.from_numpy(np.ascontiguousarray(found)).movedim(-1, 1).float())
     return torch.cat(images)
+
+
+def loaded(root: Path) -> Any:  # noqa: ANN401 -- a pipeline of diffusers
+    """The pipeline in a folder; the few-step one where `hidistill export` put it.
+
+    Raises:
+        ValueError: if the folder has code of its own that is not the one that is written there.
+    """
+    kind, code = library().DiffusionPipeline, root / "pipeline.py"
+    if not code.is_file():
+        return kind.from_pretrained(root)
+    if code.read_text(encoding="utf-8") != code_for(Folder(root).pipeline):
+        raise ValueError(
+            f"{code} is not the file that this version of hidistill writes, and would be run; export the student "
+            "again, or load the folder with diffusers yourself, if you trust it"
+        )
+    return kind.from_pretrained(root, custom_pipeline=str(root), trust_remote_code=True)
 
 
 def wishes(pipeline: Any, takes: Any, plan: Plan, rows: Sequence[int]) -> dict[str, Any]:  # noqa: ANN401

@@ -50,7 +50,8 @@ def interval(student: FlowMap, *, t: float, r: float) -> Interval:
     kind = torch.promote_types(weight.dtype, torch.float32)
     border = network.convention.at(torch.tensor([t], dtype=torch.float64, device=weight.device))
     time = border.time.to(kind) * network.family.time_scale(network.net)
-    change = student.interval(torch.tensor([t - r], dtype=torch.float64, device=weight.device).to(weight.dtype))
+    length = torch.tensor([t - r], dtype=torch.float64, device=weight.device)
+    change = student.interval(length.to(next(student.interval.parameters()).dtype))
     places = entries(network.net)
     own = [place(time) for place in places] if student.curve is None else student.curve(time)
     embeddings = [(each.to(change.dtype) + change).squeeze(0) for each in own]

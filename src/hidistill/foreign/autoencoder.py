@@ -148,3 +148,8 @@ def refuse_missing(folder: Folder, part: str) -> None:
             f"{folder.root} is a {folder.pipeline} with the autoencoder {', '.join(others)}, which is not known; known "
             f"are {', '.join(KINDS)} under the name {part}: give the folder of such a pipeline"
         )
+    if folder.pipeline in (*SHIFTED, *STANDARDIZED, *SCALED):
+        raise FolderError(
+            f"{folder.root} is a {folder.pipeline}, which decodes latents, and its model_index.json names no {part}; "
+            f"copy the folder {part} from where the pipeline came from, and name it there"
+        )

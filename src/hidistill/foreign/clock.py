@@ -105,11 +105,13 @@ class Curve(nn.Module):
         for place in places:
             with torch.no_grad():
                 weight = place.embedding.linear_2.weight  # type: ignore[union-attr]
-                own = place(time.float().to(weight.device)).double().cpu()  # type: ignore[arg-type]
+                assert isinstance(weight, Tensor)
+                own = place(time.float().to(weight.device)).double().cpu()
             fit = torch.linalg.lstsq(basis, own).solution
             rest = (basis @ fit - own).norm() / (own - own.mean(0)).norm().clamp(min=1e-12)
             worst = max(worst, float(rest))
-            fits.append(nn.Parameter(fit.to(weight)))
+            kind = torch.promote_types(weight.dtype, torch.float32)
+            fits.append(nn.Parameter(fit.to(weight.device, kind)))
         self.fits = nn.ParameterList(fits)
         self.residual = worst
         """Largest part of an embedding's variation over time that its polynomial does not follow."""

@@ -177,13 +177,18 @@ class Network(nn.Module):
         """See `Teacher.features`; stops behind the last tapped block."""
         with tapped(self.tapped_blocks, stop=True) as found:
             self.run(x_t, t=t, cond=cond)
-        return [self.family.tokens(answer) for answer in found]
+        return self.read(found, x_t)
 
     def probe(self, x_t: Points, *, t: Times, cond: Cond) -> Probe:
         """See `Teacher.probe`."""
         with tapped(self.tapped_blocks, stop=False) as found:
             velocity = self.run(x_t, t=t, cond=cond)
-        return Probe(velocity, [self.family.tokens(answer) for answer in found])
+        return Probe(velocity, self.read(found, x_t))
+
+    def read(self, answers: Sequence[object], x_t: Points) -> Sequence[Tokens]:
+        """What blocks answered, as tokens in the type of the samples, in float32 at least: heads are."""
+        kind = torch.promote_types(x_t.dtype, torch.float32)
+        return [self.family.tokens(answer).to(kind) for answer in answers]
 
     def null(self, cond: Cond) -> Cond:
         """See `Teacher.null`: the label of the null class, or the empty prompt."""
@@ -288,9 +293,9 @@ class Adaptable(Protocol):
 class FlowMap(nn.Module):
     """A network of another library as a flow map: the length t - r is embedded and added to the embedding of the time.
 
-    The embedding's last layer is zero at start: the student begins as its teacher, `u(x_t, r, t) = velocity(x_t, t)`
-    for every r. What it has beyond its teacher's architecture enters before a bias, so that a student at fixed t and r
-    folds into the architecture without a rest.
+    The embedding's last layer is zero at start: but for a curve the student begins as its teacher, `u(x_t, r, t) =
+    velocity(x_t, t)` for every r. What it has beyond its teacher's architecture enters before a bias, so that a student
+    at fixed t and r folds into the architecture without a rest.
 
     Args:
         network: what becomes the student; trained from here on.

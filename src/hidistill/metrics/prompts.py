@@ -55,10 +55,11 @@ class Ridge:
 
 
 def ranks(predicted: Embeddings, prompts: Embeddings, own: Sequence[int]) -> Float[Tensor, " _n"]:
-    """How many prompts are nearer, by cosine, to each prediction than its own; 0 is the best."""
+    """How many other prompts are as near, by cosine, to each prediction as its own; 0 is the best."""
     similarity = F.normalize(predicted, dim=1) @ F.normalize(prompts, dim=1).T
     mine = similarity.gather(1, torch.tensor(own)[:, None])
-    return (similarity > mine).sum(1).double()
+    # What is not less counts, ties and numbers that are none, too: a prediction of nothing is not a good one.
+    return (~(similarity < mine)).sum(1).double() - 1
 
 
 def choose(features: Rows, embeddings: Embeddings, valid: Rows, own: Embeddings) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hidistill.path import interpolate, mean_per_sample, per_row
 from hidistill.times import Uniform
-from hidistill.types import Batch, Cond, Loss, Points, TimeLaw, Times, VelocityField
+from hidistill.types import Batch, Cond, Loss, PerSample, Points, TimeLaw, Times, VelocityField
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class FlowMatching:
             network, so that a network is a function.
         teacher: another field of the same conditions, whose velocity at x_t is regressed in place of `noise - x_0`: the
             target then has no variance given x_t. This is how a velocity moves into another architecture.
+        weight: of a sample's loss at time t; None weighs all alike.
     """
 
     field: VelocityField
@@ -32,6 +33,7 @@ class FlowMatching:
     null: Callable[[Cond], Cond] | None = None
     drop: float = 0.0
     teacher: VelocityField | None = None
+    weight: Callable[[Times], PerSample] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a share outside [0, 1), and dropping without a null condition."""
@@ -58,7 +60,8 @@ class FlowMatching:
         else:
             with torch.no_grad():
                 target = self.teacher.velocity(x_t, t=t, cond=batch.cond)
-        return Loss(mean_per_sample((answer - target).float().square()))
+        loss = mean_per_sample((answer - target).float().square())
+        return Loss(loss if self.weight is None else self.weight(t).to(loss.dtype) * loss)
 
 
 def replaced(cond: Cond, other: Cond, rows: Tensor) -> Cond:

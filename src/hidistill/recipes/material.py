@@ -1,5 +1,7 @@
 """What a distillation from a cache learns from and is judged by: latents and conditions, or a teacher's own samples."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -118,7 +120,9 @@ def from_cache(loaded: Loaded, stored: Cache, *, batch_size: int, seed: int) -> 
 
 def from_prompts(loaded: Loaded, stored: Cache, *, batch_size: int, guidance: float, seed: int) -> Material:
     """A cache of prompts alone: the teacher draws what stands for pictures, once; it stays in the cache's folder."""
-    name = f"drawn-{loaded.digest}-{guidance:g}-{DRAWING_STEPS}.safetensors"
+    asked = [loaded.digest, dict(loaded.network.net.config), dict(loaded.scheduler), loaded.embedded, guidance]  # type: ignore[arg-type]
+    told = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    name = f"drawn-{told}-{DRAWING_STEPS}.safetensors"
     path = stored.root / name
     counts = {
         part: min(stored.count(part), SAMPLED if part == "train" else SAMPLED // 4)

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from hidistill.conventions import Convention, Diffusion
 from hidistill.data.cache import Cache
 from hidistill.data.fashion import bundled
-from hidistill.foreign.lora import low_rank
+from hidistill.foreign.lora import low_rank, merged
 from hidistill.foreign.network import FlowMap, Network
 from hidistill.path import interpolate, rows_of
 from hidistill.recipes import porting
@@ -25,7 +26,7 @@ from hidistill.recipes.teachers import Loaded, load
 from hidistill.recipes.two_stages import Cast, Plan, both_stages, settings
 from hidistill.seeds import fold_in, normal
 from hidistill.train.experiment import Experiment
-from hidistill.types import Batch, Teacher
+from hidistill.types import Batch, PerSample, Teacher, Times
 
 FAKE, DISCRIMINATOR, REFINED, GRADIENT = 1.0, 1.5, 0.3, 0.03
 """Learning rates of fake score, discriminator and refined student in units of the sketch's, and the size of the
@@ -41,7 +42,7 @@ def distill(
     sketch_steps: int = 500,
     refine_steps: int = 400,
     batch_size: int = 32,
-    guidance: float = 1.5,
+    guidance: float | None = None,
     embedded: float | None = None,
     discriminator: Literal["adaptive", "pooled", "per_token", "none"] = "adaptive",
     derivative: Literal["forward", "central"] = "forward",
@@ -64,8 +65,8 @@ def distill(
         sketch_steps: steps of MeanFlow distillation; 0 leaves the stage out.
         refine_steps: steps of distribution matching; 0 leaves the stage out.
         batch_size: samples per step.
-        guidance: scale of the teacher's classifier-free guidance that is distilled; 1 is none, and right for teachers
-            that embed their guidance.
+        guidance: scale of the teacher's classifier-free guidance that is distilled, 1 is none; None is 1.5, and 1 for
+            teachers that embed their guidance.
         embedded: guidance scale for teachers that embed one; None is their pipeline's default.
         discriminator: the head on the teacher's features; none is distribution matching alone.
         derivative: how the sketch takes du/dt: forward mode, or central differences.
@@ -82,24 +83,25 @@ def distill(
     """
     loaded, stored = load(teacher, embedded=embedded), Cache.open(cache)
     refuse_unfit(loaded, stored)
-    material = material_of(loaded, stored, batch_size=batch_size, guidance=guidance, seed=seed)
+    scale = scale_of(loaded, guidance)
+    material = material_of(loaded, stored, batch_size=batch_size, guidance=scale, seed=seed)
     judges = judges_of(loaded, material, classifier=classifier, beside=stored.root)
     most = len(judges.test.images)
     plan = Plan(
         sketch_steps=sketch_steps,
         refine_steps=refine_steps,
         batch_size=batch_size,
-        guidance=guidance,
+        guidance=scale,
         discriminator=discriminator,
         derivative=derivative,
         trajectory_weight=trajectory_weight,
         evaluate_samples=min(evaluate_samples, most),
         seed=seed,
-        scales=(1.0,) if guidance != 1.0 else (),
+        scales=(1.0,) if scale != 1.0 else (),
         sketch={"lr": lr},
         refine={
             "lr": REFINED * lr, "lr_fake": FAKE * lr, "lr_discriminator": DISCRIMINATOR * lr,
-            "feature_gradient": GRADIENT,
+            "feature_gradient": GRADIENT, "fake_weight": weight_of(loaded.network.convention),
         },
     )  # fmt: skip
     first = material.batch_at(0)
@@ -113,6 +115,38 @@ def distill(
         (f"{most} images a row of the final table: there are no more test pictures",) if evaluate_samples > most else ()
     )
     return replace(experiment, notes=(*material.notes, *said, *warned, *fewer))
+
+
+@dataclass(frozen=True)
+class OwnUnit:
+    """The weight that turns a squared error of the velocity into one of the network's own answer: `1 / gain^2`.
+
+    A network that predicts the noise has a gain of 1 / (1 - t), up to 157 on DiT's schedule: without this weight nearly
+    all of its loss comes from times at which nobody asks it.
+
+    Args:
+        convention: of the network.
+    """
+
+    convention: Convention
+
+    def __call__(self, t: Times) -> PerSample:
+        """One weight per time."""
+        return self.convention.at(t).gain.square().reciprocal().to(t.dtype)
+
+
+def weight_of(convention: Convention) -> OwnUnit | None:
+    """How a fake score's errors count: as the network's own where a velocity magnifies them, otherwise alike."""
+    magnified = isinstance(convention, Diffusion) and convention.prediction in ("epsilon", "score")
+    return OwnUnit(convention) if magnified else None
+
+
+def scale_of(loaded: Loaded, given: float | None) -> float:
+    """The guidance scale that is distilled: what was asked for, or the usual one."""
+    if given is not None:
+        return given
+    embeds = loaded.network.net.config.get("guidance_embeds", False)  # type: ignore[union-attr]
+    return 1.0 if embeds else 1.5
 
 
 def material_of(loaded: Loaded, stored: Cache, *, batch_size: int, guidance: float, seed: int) -> Material:
@@ -135,9 +169,11 @@ def cast_of(loaded: Loaded, batch: Batch, *, smooth: bool, rank: int, seed: int)
     if rank:
         student, fake = FlowMap(low_rank(network, rank=rank), degree=degree), low_rank(network, rank=rank)
     else:
-        student, fake = network.student(degree=degree), deepcopy(network)
+        # Weights that move are in float32 whatever the folder's are: in bfloat16 most steps would change nothing.
+        student, fake = network.student(degree=degree).float(), deepcopy(network).float()
     config = student_config(loaded, student, batch.x.shape[1:]) | {"lora_rank": rank}
-    cast = Cast(network, student, fake, FLOW_MAP, config, step=1e-3 if smooth else 1e-4)
+    stand_in = merged(student).float() if rank else None
+    cast = Cast(network, student, fake, FLOW_MAP, config, step=1e-3 if smooth else 1e-4, stand_in=stand_in)
     weights = sum(parameter.numel() for parameter in student.parameters())
     held = f"{weights:,} weights of the student move" + (f", adapters of rank {rank}" if rank else "")
     said = (f"{network.family.name}, {network.convention.words}", held)
@@ -222,11 +258,11 @@ def bench(run: Path, arguments: Mapping[str, Any]) -> tuple[Jury, Teacher, dict[
     loaded = load(Path(arguments["teacher"]), embedded=arguments.get("embedded"))
     stored = Cache.open(Path(arguments["cache"]))
     refuse_unfit(loaded, stored)
-    guidance = float(arguments["guidance"])
+    guidance = scale_of(loaded, arguments["guidance"])
     material = material_of(loaded, stored, batch_size=1, guidance=guidance, seed=int(arguments["seed"]))
     given = arguments.get("classifier")
     judges = judges_of(loaded, material, classifier=Path(given) if given else None, beside=stored.root)
-    return judges, loaded.network, settings(arguments)
+    return judges, loaded.network, settings({**arguments, "guidance": guidance})
 
 
 RECIPES = (distill, port)

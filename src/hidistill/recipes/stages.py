@@ -1,5 +1,7 @@
 """The two stages of Hierarchical Distillation, put together from their parts (arXiv 2511.08930)."""
 
+from collections.abc import Callable
+
 from torch import nn
 from torch.optim import Adam, AdamW
 
@@ -15,10 +17,12 @@ from hidistill.types import (
     Derivative,
     NoisedObjective,
     Objective,
+    PerSample,
     RolloutObjective,
     Student,
     Teacher,
     TimeLaw,
+    Times,
     VelocityField,
 )
 
@@ -71,6 +75,7 @@ def refine(
     feature_gradient: float = 0.3,
     times: TimeLaw = Uniform(0.02, 0.98),
     fake_times: TimeLaw = Arcsine(),
+    fake_weight: Callable[[Times], PerSample] | None = None,
     starts: tuple[float, ...] = (1.0,),
     penalty: float = 0.0,
     trajectory: Objective | None = None,
@@ -93,6 +98,7 @@ def refine(
         times: distribution of the noise level at which samples are judged.
         fake_times: distribution of the noise level at which the fake score learns; often near the ends, for at little
             noise it must find out what the student's samples have and data has not.
+        fake_weight: of the fake score's loss at a time; None weighs all alike.
         starts: times from which the student's judged jumps start.
         penalty: weight of the approximate R1.
         trajectory: a loss along the teacher's trajectories that the student keeps beside its judges, as the sketch's
@@ -113,7 +119,7 @@ def refine(
         )
     module = as_module(student)
     judges: dict[str, NoisedObjective] = {"dmd": DMD(fake)}
-    critics: dict[str, RolloutObjective] = {"fake": OnGenerated(FlowMatching(fake, fake_times))}
+    critics: dict[str, RolloutObjective] = {"fake": OnGenerated(FlowMatching(fake, fake_times, weight=fake_weight))}
     groups = [{"params": list(as_module(fake).parameters()), "lr": lr_fake}]
     if discriminator is not None:
         judges["gan"] = Fool(discriminator, Hinge())

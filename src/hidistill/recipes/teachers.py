@@ -139,4 +139,19 @@ def load(
     family = family_of(folder.config(part), where=str(folder.place(part)), embedded=embedded)
     scheduler = folder.config("scheduler")
     network = Network(folder.network(part), family, convention_of(scheduler), taps=taps)
+    refuse_folded(network, folder)
     return Loaded(network, codec_of(folder), folder, scheduler, embedded)
+
+
+def refuse_folded(network: Network, folder: Folder) -> None:
+    """Refuse a network that answers alike at all times: a one-step student, which is no field.
+
+    Raises:
+        FolderError: if every embedding of its time is a constant.
+    """
+    last = [place.embedding.get_parameter("linear_2.weight") for place in network.places]
+    if all(not weight.any() for weight in last):
+        raise FolderError(
+            f"{folder.root} holds a network that does not look at its time: a student that was exported for one "
+            "step. It has no velocity to distill or to inspect; give the folder of its teacher, or sample from it"
+        )

@@ -48,7 +48,7 @@ def sample(
             )
         plan = stock.Plan(steps or 1, 1.0 if scale is None else scale, label, tuple(prompt), seed)
         drawing.save(stock.draw(source, plan, count), out=out, npz=npz)
-        said = f"{count} images in {plan.steps} step{'s' if plan.steps > 1 else ''} of the stock pipeline: {out}"
+        said = f"{count} images in {plan.steps} step{'s' if plan.steps > 1 else ''} of the pipeline in {source}: {out}"
         Console().print(said, markup=False, highlight=False, soft_wrap=True)
         return 0
     network = drawing.load(drawing.weights_file(source))
