@@ -366,7 +366,7 @@ def test_sample_refuses_a_negative_scale_of_a_teacher(said, tmp_path):
     weights.save(tmp_path / "teacher.safetensors", net, family="dit", config=net.config)
     status, text = said("sample", tmp_path / "teacher.safetensors", "--scale", "-1", "--out", tmp_path / "x.png")
     assert status == 2
-    assert "a scale is a finite number >= 0" in text
+    assert "a guidance scale is 0 or more" in text
     status, text = said("sample", tmp_path / "teacher.safetensors", "--label", "0")
     assert status == 2
     assert "these weights know no classes" in text

@@ -112,6 +112,11 @@ class Autoencoder:
         return values.to(next(self.module.parameters()))
 
 
+def modules_of(codec: Codec) -> dict[str, nn.Module]:
+    """The networks of a codec by role; none if it only scales."""
+    return {"codec": codec.module} if isinstance(codec, Autoencoder) else {}
+
+
 def per_channel(values: tuple[float, ...], like: Points) -> Tensor:
     """Numbers for the channels of (b, c, h, w)."""
     return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(1, -1, 1, 1)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hidistill.path import cond_on, rows_of
 from hidistill.scores import Evaluation, Row
 from hidistill.seeds import fold_in, normal
 from hidistill.types import Codec, Cond, Gallery, Images, Labels, Metric, Points, Samples, Split
@@ -86,13 +87,6 @@ def balanced_subset(split: Split, n: int) -> Split:
     return replace(split, images=split.images[kept], labels=split.labels[kept])
 
 
-def rows_of(cond: Cond, rows: slice, device: str) -> Cond:
-    """Some rows of a condition, on a device."""
-    if isinstance(cond, Tensor):
-        return cond[rows].to(device)
-    return {name: value[rows].to(device) for name, value in cond.items()}
-
-
 @torch.no_grad()
 def draw(
     sample: Sample,
@@ -125,7 +119,7 @@ def draw(
     images, seconds = [], 0.0
     for start in range(0, len(seeds), batch_size):
         rows = slice(start, start + batch_size)
-        noise, part = normal(seeds[rows], shape).to(device), rows_of(cond, rows, device)
+        noise, part = normal(seeds[rows], shape).to(device), cond_on(rows_of(cond, rows), device)
         begin = time.perf_counter()
         pixels = codec.decode(sample(noise, part)).float().cpu()
         seconds += time.perf_counter() - begin

@@ -5,12 +5,13 @@ On this path velocity, data, noise and score are affine images of one another (a
 """
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from hidistill.types import Cond, PerSample, Points, Times
+from hidistill.types import Batch, Cond, PerSample, Points, Times
 
 
 def per_row(t: Shaped[Tensor, " b"], x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b ..."]:
@@ -69,6 +70,19 @@ def rows_of(cond: Cond, rows: Tensor | slice) -> Cond:
     if isinstance(cond, Mapping):
         return {name: value[rows] for name, value in cond.items()}
     return cond[rows]
+
+
+def cond_on(cond: Cond, device: torch.device | str) -> Cond:
+    """A condition on a device."""
+    if isinstance(cond, Mapping):
+        return {name: value.to(device) for name, value in cond.items()}
+    return cond.to(device)
+
+
+def on(batch: Batch, device: torch.device | str) -> Batch:
+    """A batch on a device, with whatever tensors its kind of batch has."""
+    values = {each.name: getattr(batch, each.name) for each in fields(batch)}
+    return replace(batch, **{name: cond_on(v, device) for name, v in values.items() if isinstance(v, Tensor | Mapping)})
 
 
 def concatenate(first: Cond, second: Cond) -> Cond:

@@ -14,11 +14,12 @@ The JSON file of an evaluation, with null for what does not apply to a row:
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import fmean, stdev
+
+from hidistill.files import whole
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,8 @@ class Evaluation:
         rows = content.pop("rows")
         text = json.dumps(content | {"floor": dict(self.floor), "rows": rows}, indent=1, allow_nan=False) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text)
-        os.replace(partial, path)
+        with whole(path) as partial:
+            partial.write_text(text)
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":

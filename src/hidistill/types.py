@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
@@ -27,6 +28,10 @@ Features = Float[Tensor, "n d"]
 """One row of a metric's feature space per image."""
 Cond = Tensor | Mapping[str, Tensor]
 """A condition, opaque outside its teacher's file; leading dimension b."""
+
+NoiseLaw = Callable[[Tensor], Tensor]
+"""Draws a path's end at t = 1, one row for each row that it is given. `torch.randn_like` is the usual one; a field may
+have learned another (arXiv 2302.00482), whose velocities are then no scores."""
 
 T = TypeVar("T")
 
@@ -175,10 +180,20 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True)
 class Noised:
-    """Generated samples `x_0` brought to `x_t`, with the frozen teacher's one pass over them.
+    """Generated samples `x_0` brought to `x_t`, with what networks have said of them.
 
-    `x_t` carries the student's gradient when the rollout does; `probe.features` then carries it too, and
-    `probe.velocity` never does.
+    `x_t` carries the student's gradient when the rollout does; `probe.features` then carries it too, and velocities
+    never do.
+
+    Args:
+        x_0: the samples.
+        x_t: the samples at their times.
+        t: the times.
+        cond: the conditions.
+        probe: the frozen teacher's velocity, and the features to judge by: the teacher's too, unless the bridge was
+            told of another network.
+        real: clean real samples of the same rows; None if there are none.
+        known: velocities at `x_t` of other fields, as far as they have been passed.
     """
 
     x_0: Points
@@ -186,6 +201,16 @@ class Noised:
     t: Times
     cond: Cond
     probe: Probe
+    real: Points | None = None
+    known: Sequence[tuple["VelocityField", Points]] = ()
+
+    def velocity(self, field: "VelocityField") -> Points:
+        """What a field answers at `x_t`, without gradient; a pass that was made is not made again."""
+        for passed, velocity in self.known:
+            if passed is field:
+                return velocity
+        with torch.no_grad():
+            return field.velocity(self.x_t.detach(), t=self.t, cond=self.cond)
 
 
 @runtime_checkable
@@ -230,10 +255,10 @@ class Student(Protocol):
 
 @runtime_checkable
 class Discriminator(Protocol):
-    """A head on a teacher's features. A sample's logits depend on that sample alone."""
+    """A head on a network's features at (t, cond). A sample's logits depend on that sample alone."""
 
-    def __call__(self, features: Sequence[Tokens]) -> Logits:
-        """Give k logits per sample; large means real."""
+    def __call__(self, features: Sequence[Tokens], *, t: Times, cond: Cond) -> Logits:
+        """Give k logits per sample; large means real. A head may leave t and the condition aside."""
         ...
 
 

@@ -1,7 +1,6 @@
 """Weights of one network in one safetensors file that says what network it is."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hidistill import __version__
+from hidistill.files import whole
 
 FORMAT = 1
 """Of the metadata: family, config, card and classes. Files that name none are of format 1, and may lack the classes."""
@@ -68,20 +68,14 @@ def save(
     metadata = {"format": str(FORMAT), "family": family, "classes": json.dumps(list(classes))}
     metadata |= {"config": json.dumps(dict(config)), "card": json.dumps(dict(card or {}))}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        save_file(tensors, partial, metadata=metadata)
-        partial.chmod(0o644)  # safetensors makes it readable by its owner alone
-        synchronize(partial)
-        partial.replace(path)
+        with whole(path) as partial:
+            save_file(tensors, partial, metadata=metadata)
     except (OSError, SafetensorError) as error:
         size = sum(tensor.nbytes for tensor in tensors.values())
         raise OSError(
             f"cannot write {path} ({size:,} bytes): {error}; free some space or choose another place"
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    synchronize(path.parent)
 
 
 def read(path: Path) -> Weights:
@@ -158,12 +152,3 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
         state[key] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     return state
-
-
-def synchronize(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

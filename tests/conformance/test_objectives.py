@@ -1,8 +1,8 @@
 """Every objective through the same checks. A new one adds one line to `OBJECTIVES`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +12,19 @@ from torch import nn
 from hidistill.derivative import Forward
 from hidistill.discriminators.adaptive import Adaptive
 from hidistill.guidance import Guided
-from hidistill.objectives.adversarial import Fool, TellApart
+from hidistill.objectives.adversarial import DivergenceWeight, Fool, Softplus, TellApart, jensen_shannon
+from hidistill.objectives.alignment import Align, Discrepancy, Drift, Moments, SlicedWasserstein, each_token, energy
 from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples, Sum
+from hidistill.objectives.consistency import Consistency, PseudoHuber
+from hidistill.objectives.continuous import ContinuousConsistency
+from hidistill.objectives.decoupled import Augmentation
 from hidistill.objectives.dmd import DMD
 from hidistill.objectives.flow_matching import FlowMatching
+from hidistill.objectives.improved_meanflow import ImprovedMeanFlow
+from hidistill.objectives.latent_consistency import LatentConsistency
 from hidistill.objectives.meanflow import MeanFlow
+from hidistill.objectives.progressive import EulerMap, Progressive
+from hidistill.objectives.regression import Regression, Solved
 from hidistill.recipes.stages import refine
 from hidistill.teachers.dit import DiT, Size
 from hidistill.teachers.mlp import MLP
@@ -39,6 +47,16 @@ def noise_from_rows(like):
     return (12_345.6 * like.detach()).sin() * 1.4
 
 
+def drawn_from_rows(part):
+    """The same objective, down to its terms, where each noise law is that function of the row."""
+    if isinstance(part, Mapping):
+        return {name: drawn_from_rows(value) for name, value in part.items()}
+    if not is_dataclass(part):
+        return part
+    changes = {entry.name: drawn_from_rows(getattr(part, entry.name)) for entry in fields(part)}
+    return replace(part, **changes | ({"noise": noise_from_rows} if "noise" in changes else {}))
+
+
 @dataclass(frozen=True)
 class Case:
     build: Callable[..., Objective]
@@ -50,19 +68,50 @@ class Case:
 
 @dataclass(frozen=True)
 class AtFixedTimes:
-    """MeanFlow draws t and r from one law and sorts them, which a function of the row cannot stand in for."""
+    """Pairs of times, sorted or from a grid, and scales are drawn so that no function of the row can stand in for them.
 
-    objective: MeanFlow
+    Args:
+        objective: has an `at` that takes t, another time, and noise.
+        other: the other time's name.
+        more: further arguments as functions of the first time.
+    """
+
+    objective: Objective
+    other: str = "r"
+    more: dict[str, Callable] = field(default_factory=dict)
 
     def __call__(self, batch):
         t = FromRows().sample(batch.x)
-        return self.objective.at(batch, t=t, r=0.4 * t, noise=torch.randn_like(batch.x))
+        point = {"t": t, self.other: 0.4 * t} | {name: value(t) for name, value in self.more.items()}
+        return self.objective.at(batch, **point, noise=torch.randn_like(batch.x))
 
 
-def judged(p, *terms, size=0.0):
-    all_terms = {"dmd": DMD(p.fake), "gan": Fool(p.discriminator)}
-    noised = OnNoised(Guided(p.teacher, 2.0), FromRows(), {name: all_terms[name] for name in terms}, size)
+@dataclass(frozen=True)
+class AlongTheAxes:
+    """Sliced Wasserstein draws its directions, which are no function of the rows: here they are given."""
+
+    distance: SlicedWasserstein
+
+    def __call__(self, generated, real):
+        return self.distance.along(generated, real, torch.eye(generated.shape[2]))
+
+
+def judged(p, *terms, size=0.0, features_of=None):
+    """The student's update with the terms that are named, or given with their names."""
+    known = {"dmd": DMD(p.fake), "gan": Fool(p.discriminator)}
+    chosen = dict((name, known[name]) if isinstance(name, str) else name for name in terms)
+    noised = OnNoised(Guided(p.teacher, 2.0), FromRows(), chosen, size, features_of)
     return OnSamples(p.student, {"judged": noised}, differentiable=True)
+
+
+def aligned(p, distance, **read):
+    return judged(p, ("aligned", Align(p.teacher, distance, **read)), size=0.1)
+
+
+def weighted(p):
+    """DMD towards another divergence."""
+    weight = DivergenceWeight(TellApart(p.teacher, p.discriminator, game=Softplus()), jensen_shannon)
+    return judged(p, ("dmd", DMD(p.fake, sample_weight=weight)))
 
 
 def critics(p, **terms):
@@ -73,6 +122,39 @@ OBJECTIVES = {
     "meanflow": Case(
         lambda p: AtFixedTimes(MeanFlow(Guided(p.teacher, 2.0), p.student, Forward())), moves=("student",)
     ),
+    "meanflow from data": Case(lambda p: AtFixedTimes(MeanFlow(None, p.student, Forward())), moves=("student",)),
+    "improved meanflow": Case(
+        lambda p: AtFixedTimes(ImprovedMeanFlow(Guided(p.teacher, 2.0), p.student, Forward())), moves=("student",)
+    ),
+    "improved meanflow from data": Case(
+        lambda p: AtFixedTimes(ImprovedMeanFlow(None, p.student, Forward())), moves=("student",)
+    ),
+    "consistency": Case(
+        lambda p: AtFixedTimes(
+            Consistency(Guided(p.teacher, 2.0), p.student, deepcopy(p.student), distance=PseudoHuber()), "s"
+        ),
+        moves=("student",),
+    ),
+    "consistency with itself": Case(
+        lambda p: AtFixedTimes(Consistency(p.teacher, p.student, p.student), "s"), moves=("student",)
+    ),
+    "continuous consistency": Case(
+        lambda p: ContinuousConsistency(Guided(p.teacher, 2.0), p.student, Forward(), FromRows()), moves=("student",)
+    ),
+    "latent consistency": Case(
+        lambda p: AtFixedTimes(
+            LatentConsistency(p.teacher, p.student, p.student, 2.0), "s", {"scale": lambda t: 1 + 2 * t}
+        ),
+        moves=("student",),
+    ),
+    "progressive, first round": Case(
+        lambda p: AtFixedTimes(Progressive(EulerMap(Guided(p.teacher, 2.0)), p.student, 4)), moves=("student",)
+    ),
+    "progressive, further round": Case(
+        lambda p: AtFixedTimes(Progressive(deepcopy(p.student).requires_grad_(False), p.student, 2)),
+        moves=("student",),
+    ),
+    "regression": Case(lambda p: Regression(p.student, Solved(Guided(p.teacher, 2.0), steps=3)), moves=("student",)),
     "flow matching": Case(lambda p: FlowMatching(p.fake, FromRows()), moves=("fake",)),
     "dmd": Case(lambda p: judged(p, "dmd"), moves=("student",)),
     "fool": Case(lambda p: judged(p, "gan", size=0.1), moves=("student",), resting=("discriminator", "teacher")),
@@ -83,11 +165,39 @@ OBJECTIVES = {
     "tell apart": Case(
         lambda p: critics(p, gan=TellApart(Guided(p.teacher, 2.0), p.discriminator, FromRows())),
         moves=("discriminator",),
+        resting=("teacher",),
     ),
     "tell apart with penalty": Case(
         lambda p: critics(p, gan=TellApart(p.teacher, p.discriminator, FromRows(), penalty=1.0, penalty_share=1.0)),
         moves=("discriminator",),
+        resting=("teacher",),
     ),
+    "dmd and fool on the fake score": Case(
+        lambda p: judged(p, "dmd", "gan", size=0.1, features_of=p.fake),
+        moves=("student",),
+        resting=("discriminator", "fake"),
+    ),
+    "fake score and tell apart on it": Case(
+        lambda p: critics(
+            p, fake=OnGenerated(FlowMatching(p.fake, FromRows())), gan=TellApart(p.fake, p.discriminator, FromRows())
+        ),
+        moves=("fake", "discriminator"),
+    ),
+    "dmd weighted by a divergence": Case(weighted, moves=("student",)),
+    "dmd with regression": Case(
+        lambda p: Sum({"dmd": judged(p, "dmd"), "pairs": Regression(p.student, Solved(p.teacher, 2))}, {"pairs": 0.25}),
+        moves=("student",),
+    ),
+    "augmentation": Case(lambda p: judged(p, ("augmented", Augmentation(p.teacher, 3.0))), moves=("student",)),
+    "energy distance": Case(lambda p: aligned(p, Discrepancy(energy)), moves=("student",), resting=("teacher",)),
+    "energy distance of tokens": Case(
+        lambda p: aligned(p, Discrepancy(energy), read=each_token), moves=("student",), resting=("teacher",)
+    ),
+    "sliced Wasserstein": Case(
+        lambda p: aligned(p, AlongTheAxes(SlicedWasserstein())), moves=("student",), resting=("teacher",)
+    ),
+    "moments": Case(lambda p: aligned(p, Moments()), moves=("student",), resting=("teacher",)),
+    "drift": Case(lambda p: aligned(p, Drift()), moves=("student",), resting=("teacher",)),
     "sum": Case(
         lambda p: Sum({"data": FlowMatching(p.fake, FromRows()), "judged": judged(p, "dmd")}, {"data": 0.5}),
         moves=("fake", "student"),
@@ -143,7 +253,7 @@ def test_a_loss_per_sample_in_float32_and_finite_scalars(case, parts):
 def test_permuting_the_batch_permutes_the_loss(case, parts, monkeypatch):
     networks, batch = parts
     monkeypatch.setattr(torch, "randn_like", noise_from_rows)
-    objective = case.build(networks)
+    objective = drawn_from_rows(case.build(networks))
     moved = objective(Batch(batch.x[ORDER], batch.cond[ORDER])).value
     torch.testing.assert_close(moved, objective(batch).value[ORDER], rtol=1e-3, atol=1e-4)
 
@@ -169,7 +279,7 @@ def test_the_same_seed_gives_the_same_loss(case, parts):
         torch.manual_seed(seed)
         values.append(objective(batch).value)
     assert torch.equal(values[0], values[1])
-    # MeanFlow has fixed times here, but noise of its own like the others.
+    # Some have fixed times here, but noise of their own like the others.
     assert not torch.equal(values[0], values[2])
 
 

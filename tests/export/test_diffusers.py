@@ -1,8 +1,6 @@
 """Students as folders: what stock diffusers makes of them, and what is in them."""
 
 import json
-import subprocess
-import sys
 from hashlib import sha256
 
 import diffusers
@@ -10,7 +8,7 @@ import pytest
 import small_pipelines
 import torch
 from export_folders import CASES, NEAR, difference
-from safetensors.torch import load_file, save_file
+from fresh_process import in_a_fresh_process
 from stock import as_tensor
 
 from hidistill.export.card import Card, license_of
@@ -25,45 +23,11 @@ from hidistill.sampling import jump
 from hidistill.teachers import sana
 
 QUICK = ("dit", "pixart sigma", "flux dev", "stable diffusion under edm", "unet of classes")
-SCRIPT = """
-import json, sys
-import diffusers, torch
-from safetensors.torch import load_file, save_file
-
-diffusers.utils.logging.set_verbosity_error()
-for job in json.load(open(sys.argv[1])):
-    pipeline = getattr(diffusers, job["pipeline"]).from_pretrained(job["folder"], **dict.fromkeys(job["null"]))
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(3)
-    call = job["call"] | load_file(job["tensors"])
-    images = pipeline(**call, generator=generator, num_inference_steps=1).images
-    if not isinstance(images, torch.Tensor):  # what older DiTPipelines give
-        images = torch.from_numpy(images).movedim(-1, 1)
-    save_file({"images": images.contiguous()}, job["tensors"])
-assert not any(name.startswith("hidistill") for name in sys.modules)
-"""
 
 
 def exported(case, folder, student, out, **options):
     scheduler = folder.config("scheduler")
     return export_one_step(fold(student), folder, out, scheduler=scheduler, card=Card("a teacher"), **options)
-
-
-def in_a_fresh_process(tmp_path, jobs):
-    """The images of each job: (folder, class of its pipeline, arguments, parts left out)."""
-    listed = []
-    for index, (folder, pipeline, call, null) in enumerate(jobs):
-        place = tmp_path / f"{index}.safetensors"
-        tensors = {key: value.contiguous() for key, value in call.items() if isinstance(value, torch.Tensor)}
-        save_file(tensors, place)
-        rest = {key: value for key, value in call.items() if key not in tensors}
-        listed.append({"folder": str(folder), "pipeline": pipeline, "call": rest, "null": null, "tensors": str(place)})
-    (tmp_path / "jobs.json").write_text(json.dumps(listed))
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "jobs.json")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [load_file(job["tensors"])["images"] for job in listed]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,15 @@ import torch
 from torch import nn
 
 from hidistill.discriminators.adaptive import Adaptive
-from hidistill.objectives.adversarial import Fool, Hinge, Softplus, TellApart
+from hidistill.objectives.adversarial import (
+    DivergenceWeight,
+    Fool,
+    Hinge,
+    Softplus,
+    TellApart,
+    forward_kl,
+    jensen_shannon,
+)
 from hidistill.path import interpolate
 from hidistill.teachers.dit import DiT, Size
 from hidistill.teachers.mixture import Mixture
@@ -24,7 +32,7 @@ class Along(nn.Module):
         super().__init__()
         self.a = nn.Parameter(torch.tensor(a))
 
-    def forward(self, features):
+    def forward(self, features, *, t, cond):
         verdict = features[1][:, 0] @ self.a
         return torch.stack([verdict, 2 * verdict], 1)
 
@@ -114,7 +122,9 @@ def test_a_spectral_norm_in_training_is_no_slope():
 
 
 def test_telling_apart_moves_the_discriminator_alone():
+    """While the teacher rests, as the loop has it."""
     teacher, discriminator = network()
+    teacher.requires_grad_(False)
     samples = rollout(4, (2, 4, 4))
     samples.generated.requires_grad_()
     TellApart(teacher, discriminator, penalty=1.0)(samples).value.mean().backward()
@@ -147,3 +157,72 @@ def test_fooling_moves_the_sample_up_the_logit():
 def test_impossible_penalties_are_refused(change):
     with pytest.raises(ValueError, match="must not be negative"):
         TellApart(points(), Along([1.0, 1.0]), **change)
+
+
+class Parabola(nn.Module):
+    """`D(x) = a x + b x^2 + c` on the noised point."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(3))
+
+    def forward(self, features, *, t, cond):
+        x = features[1][:, 0]
+        return torch.cat([x, x**2, torch.ones_like(x)], 1) @ self.weights[:, None]
+
+
+def test_the_logistic_game_ends_at_the_ratio_of_densities():
+    """Of two noised Gaussians, whose log-ratio is a parabola: within the spread of 20,000 samples."""
+    n, t, discriminator = 20_000, 0.4, Parabola()
+    samples = Rollout(0.8 * torch.randn(n, 1) - 0.3, 0.5 * torch.randn(n, 1) + 0.6, torch.zeros(n, dtype=torch.long))
+    teacher = Mixture(torch.zeros(1, 1), torch.ones(1))
+    objective = TellApart(teacher, discriminator, game=Softplus())
+    point = {"t": torch.full((n,), t), "noise": torch.randn(2 * n, 1), "direction": torch.zeros(0, 1)}
+    optimizer = torch.optim.LBFGS(discriminator.parameters(), max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        value = objective.at(samples, **point).value.mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    (mean, var), (other, spread) = (((1 - t) * m, (1 - t) ** 2 * s**2 + t**2) for m, s in ((-0.3, 0.8), (0.6, 0.5)))
+    constant = 0.5 * np.log(spread / var) - mean**2 / (2 * var) + other**2 / (2 * spread)
+    expected = torch.tensor([mean / var - other / spread, 0.5 / spread - 0.5 / var, constant]).float()
+    torch.testing.assert_close(discriminator.weights.detach(), expected, rtol=0, atol=0.1)
+
+    x_t = torch.tensor([[-0.5], [0.0], [0.7]])
+    noised = Noised(x_t, x_t, torch.full((3,), t), torch.zeros(3, dtype=torch.long), Probe(x_t, [x_t, x_t[:, None]]))
+    exact = (expected[0] * x_t + expected[1] * x_t**2 + expected[2]).exp()[:, 0]
+    weight = DivergenceWeight(objective, forward_kl)(noised)
+    torch.testing.assert_close(weight, exact / exact.mean(), rtol=0.1, atol=0)
+
+
+def test_logits_of_another_game_are_no_ratios():
+    with pytest.raises(ValueError, match="trained by Hinge, whose logits are no ratios"):
+        DivergenceWeight(TellApart(points(), Along([1.0, 1.0]), game=Hinge()), jensen_shannon)
+    for bounds in ({"least": 0.0}, {"least": 2.0, "most": 2.0}):
+        with pytest.raises(ValueError, match="ratios must have"):
+            DivergenceWeight(TellApart(points(), Along([1.0, 1.0]), game=Softplus()), jensen_shannon, **bounds)
+
+
+def test_features_that_learn_get_their_gradient_from_the_game():
+    """The fake score's blocks up to its last tapped one, by differences; what comes after them has no part in it."""
+    fake, discriminator = network()
+    discriminator.eval()
+    samples = rollout(4, (2, 4, 4))
+    objective, point = TellApart(fake, discriminator, game=Softplus()), {
+        "t": torch.linspace(0.2, 0.8, 4), "noise": torch.randn(8, 2, 4, 4), "direction": torch.zeros(0, 2, 4, 4)
+    }  # fmt: skip
+    objective.at(samples, **point).value.mean().backward()
+    assert fake.unpatchify.weight.grad is None
+    for weight in (fake.patchify.weight, fake.blocks[1].qkv.weight):
+        direction, h = weight.grad / weight.grad.norm(), 1e-2
+        ends = []
+        for step in (h, -h):
+            with torch.no_grad():
+                weight += step * direction
+                ends.append(objective.at(samples, **point).value.mean())
+                weight -= step * direction
+        torch.testing.assert_close((ends[0] - ends[1]) / (2 * h), weight.grad.norm(), rtol=2e-2, atol=1e-5)

@@ -4,15 +4,21 @@ import pytest
 import torch
 from torch import nn
 
+from hidistill.derivative import Forward
 from hidistill.discriminators.adaptive import Adaptive
+from hidistill.discriminators.per_token import PerToken
 from hidistill.guidance import Guided
-from hidistill.objectives.adversarial import Fool
+from hidistill.objectives.adversarial import Fool, Hinge, Softplus, TellApart
 from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples, Sum
 from hidistill.objectives.dmd import DMD
 from hidistill.objectives.flow_matching import FlowMatching
+from hidistill.objectives.meanflow import MeanFlow
+from hidistill.objectives.regression import Paired, Regression, stored
 from hidistill.path import interpolate
 from hidistill.teachers.dit import DiT, Size
 from hidistill.times import Uniform
+from hidistill.train.loop import steps
+from hidistill.train.stage import Stage, Update
 from hidistill.types import Batch, Loss, Rollout
 
 SHAPE = (5, 2, 4, 4)
@@ -65,8 +71,8 @@ class Louder(nn.Module):
         super().__init__()
         self.discriminator, self.factor = discriminator, factor
 
-    def forward(self, features):
-        return self.factor * self.discriminator(features)
+    def forward(self, features, *, t, cond):
+        return self.factor * self.discriminator(features, t=t, cond=cond)
 
 
 def randomized(module):
@@ -114,10 +120,85 @@ def test_the_gradient_through_the_features_has_the_size_that_was_asked_for(parts
     torch.manual_seed(7)
     t, noise = Uniform(0.1, 0.8).sample(x_0), torch.randn_like(x_0)
     free = x_0.clone().requires_grad_()
-    logits = discriminator(teacher.features(interpolate(free, noise, t), t=t, cond=COND))
+    features = teacher.features(interpolate(free, noise, t), t=t, cond=COND)
+    logits = discriminator(features, t=t, cond=COND)
     (-logits.mean()).backward()
     expected = size / x_0.numel() * free.grad / free.grad.square().mean().sqrt()
     torch.testing.assert_close(mine, expected, rtol=1e-3, atol=1e-5 * size)
+
+
+def test_the_fake_score_is_passed_once_for_its_velocity_and_its_features(parts):
+    """As in 2405.14867: the teacher gives its velocity alone, and DMD has the gradient that it has by itself."""
+    teacher, fake, discriminator = parts
+    watched, followed, x_0 = Watched(teacher), Watched(fake), torch.randn(SHAPE)
+    terms = {"dmd": DMD(followed), "gan": Fool(discriminator)}
+    both = gradient(OnNoised(watched, terms=terms, feature_gradient=0.2, features_of=followed), x_0)
+    assert (watched.calls, followed.calls) == (["velocity"], ["probe"])
+    alone = gradient(OnNoised(teacher, terms={"dmd": DMD(fake)}), x_0)
+    fooling = gradient(OnNoised(fake, terms={"gan": Fool(discriminator)}, feature_gradient=0.2), x_0)
+    torch.testing.assert_close(both, alone + fooling)
+    assert fooling.abs().max() > 1e-4
+
+
+def test_another_fake_score_than_that_of_the_features_makes_its_own_pass(parts):
+    teacher, fake, _ = parts
+    other, x_0 = Watched(network()), torch.randn(SHAPE)
+    mine = gradient(OnNoised(teacher, terms={"dmd": DMD(other)}, features_of=fake), x_0)
+    assert other.calls == ["velocity"]
+    torch.testing.assert_close(mine, gradient(OnNoised(teacher, terms={"dmd": DMD(other.teacher)}), x_0))
+
+
+def test_the_judges_see_the_features_that_were_asked_for_beside_the_teachers_velocity(parts):
+    teacher, fake, _ = parts
+    keep, x_0, real = Keep(), torch.randn(SHAPE), torch.randn(SHAPE)
+    OnNoised(teacher, terms={"keep": keep}, features_of=fake)(Rollout(real, x_0, COND))
+    (noised,) = keep.seen
+    at = {"t": noised.t, "cond": COND}
+    torch.testing.assert_close(noised.probe.features, fake.features(noised.x_t, **at))
+    torch.testing.assert_close(noised.probe.velocity, teacher.velocity(noised.x_t, **at))
+    torch.testing.assert_close(noised.velocity(fake), fake.velocity(noised.x_t, **at))
+    torch.testing.assert_close(noised.velocity(teacher), noised.probe.velocity)
+    assert noised.real is real
+
+
+def test_the_fake_scores_features_learn_from_both_of_its_losses():
+    """Through the loop: all of the fake score moves, and its trunk otherwise than by flow matching alone."""
+    teacher, student, moved = network(), network().student(), []
+    for critics in (("fake",), ("fake", "gan")):
+        torch.manual_seed(2)
+        fake = network().requires_grad_()
+        head = PerToken(teacher.feature_channels, width=8)
+        terms = {"fake": OnGenerated(FlowMatching(fake)), "gan": TellApart(fake, head, game=Softplus())}
+        learners = [*fake.parameters(), *(head.parameters() if "gan" in critics else ())]
+        objective = OnSamples(student, {name: terms[name] for name in critics}, differentiable=False)
+        update = Update(objective, torch.optim.SGD(learners, lr=0.1))
+        before = [weight.detach().clone() for weight in fake.parameters()]
+        list(steps(Stage("refine", {"critics": update}, 1), lambda _: Batch(torch.randn(SHAPE), COND), seed=1))
+        assert all(not torch.equal(old, new) for old, new in zip(before, fake.parameters(), strict=True))
+        moved.append(fake)
+    assert not torch.allclose(moved[0].patchify.weight, moved[1].patchify.weight, rtol=0, atol=1e-4)
+
+
+def test_the_adversarial_game_alone_moves_the_student(parts):
+    """As in 2403.12015: a verdict on every token, the hinge, and neither a fake score nor distribution matching."""
+    teacher = parts[0].teacher
+    head = PerToken(teacher.feature_channels, width=8).eval().requires_grad_(False)
+    watched, student = Watched(teacher), randomized(network().student()).requires_grad_()
+    judged = OnNoised(watched, terms={"gan": Fool(head, Hinge())}, feature_gradient=0.3)
+    objective, batch = OnSamples(student, {"judged": judged}, differentiable=True), Batch(torch.randn(SHAPE), COND)
+
+    def loss():
+        torch.manual_seed(9)
+        return objective(batch)
+
+    before = loss()
+    before.value.mean().backward()
+    assert watched.calls == ["probe"]
+    norm = torch.stack([weight.grad.norm() for weight in student.parameters()]).norm()
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight -= 0.01 * weight.grad / norm
+    assert loss().metrics["fool_logit"] > before.metrics["fool_logit"] + 1e-4
 
 
 def test_a_blind_discriminator_sends_nothing(parts):
@@ -230,6 +311,71 @@ def test_sums_are_weighted():
     assert {name: float(value) for name, value in loss.metrics.items()} == {"a": 2.0, "b": 5.0}
 
 
+def test_distribution_matching_with_pairs_is_a_sum(parts):
+    """As in 2311.18828: on one batch of stored pairs, the gradient is that of both, the pairs' times a quarter."""
+    teacher, fake, _ = parts
+    student = randomized(network().student()).requires_grad_()
+    terms = {
+        "dmd": OnSamples(student, {"judged": OnNoised(teacher, terms={"dmd": DMD(fake)})}, differentiable=True),
+        "pairs": Regression(student, stored),
+    }
+    batch = Paired(torch.randn(SHAPE), COND, noise=torch.randn(SHAPE))
+    gradients, values = [], []
+    for objective in (Sum(terms, {"pairs": 0.25}), *terms.values()):
+        student.zero_grad()
+        torch.manual_seed(4)
+        loss = objective(batch)
+        loss.value.mean().backward()
+        gradients.append(torch.cat([weight.grad.flatten() for weight in student.parameters()]))
+        values.append(loss.value)
+    torch.testing.assert_close(gradients[0], gradients[1] + 0.25 * gradients[2])
+    torch.testing.assert_close(values[0], values[1] + 0.25 * values[2])
+    assert min(gradient.abs().max() for gradient in gradients) > 1e-3
+
+
+def test_the_guidance_of_the_real_score_is_its_own(parts):
+    """Scale and interval of the judges' teacher, beside a trajectory along a teacher guided otherwise."""
+    _, fake, discriminator = parts
+    teacher, batch = network(), Batch(torch.randn(SHAPE), COND)
+    student = randomized(network().student())
+    losses = {}
+    for sketched, judged in (
+        (1.5, (3.0, 0.2, 0.6)),
+        (1.5, (3.0, 0.0, 1.0)),
+        (1.5, (5.0, 0.2, 0.6)),
+        (2.5, (3.0, 0.2, 0.6)),
+    ):
+        keep = Keep()
+        judges = {"dmd": DMD(fake), "gan": Fool(discriminator), "keep": keep}
+        scale, low, high = judged
+        noised = OnNoised(Guided(teacher, scale, low, high), Uniform(), judges, 0.1)
+        along = MeanFlow(Guided(teacher, sketched), student, Forward())
+        samples = OnSamples(student, {"judged": noised}, differentiable=True)
+        torch.manual_seed(6)
+        losses[sketched, judged] = Sum({"samples": samples, "trajectory": along})(batch).metrics
+        (seen,) = keep.seen
+        plain, null = (teacher.velocity(seen.x_t, t=seen.t, cond=cond) for cond in (COND, torch.full_like(COND, 2)))
+        inside = ((seen.t >= low) & (seen.t <= high)).reshape(-1, 1, 1, 1)
+        expected = torch.where(inside, null + scale * (plain - null), plain)
+        torch.testing.assert_close(seen.probe.velocity, expected)
+        assert inside.any()
+        assert inside.all() == (high == 1.0)
+    first, everywhere, stronger, otherwise = losses.values()
+    for other in (everywhere, stronger):
+        assert torch.equal(first["mse"], other["mse"])
+        assert not torch.allclose(first["dmd"], other["dmd"], rtol=1e-4)
+        assert torch.equal(first["fool_logit"], other["fool_logit"])
+    assert torch.equal(first["samples"], otherwise["samples"])
+    assert not torch.allclose(first["mse"], otherwise["mse"], rtol=1e-3)
+
+
+def test_terms_of_the_noised_samples_are_weighted(parts):
+    terms = {"a": Keep(size=2.0), "b": Keep(size=5.0)}
+    x_0 = torch.randn(SHAPE)
+    loss = OnNoised(parts[0], terms=terms, weights={"b": 0.1})(Rollout(x_0, x_0, COND))
+    torch.testing.assert_close(loss.value, torch.full((5,), 2.5))
+
+
 def test_impossible_combinations_are_refused(parts):
     teacher, fake, _ = parts
     student, keep = fake.student(), {"keep": Keep()}
@@ -246,3 +392,5 @@ def test_impossible_combinations_are_refused(parts):
         OnNoised(teacher)
     with pytest.raises(ValueError, match="must not be negative"):
         OnNoised(teacher, terms=keep, feature_gradient=-0.1)
+    with pytest.raises(ValueError, match=r"\['other'\]; the terms are \['keep'\]"):
+        OnNoised(teacher, terms=keep, weights={"other": 1.0})

@@ -1,8 +1,21 @@
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from hidistill.objectives.adversarial import (
+    DivergenceWeight,
+    Softplus,
+    TellApart,
+    forward_kl,
+    jeffreys,
+    jensen_shannon,
+    neyman,
+    reverse_kl,
+    squared_hellinger,
+)
 from hidistill.objectives.dmd import DMD
 from hidistill.path import interpolate
 from hidistill.teachers.dit import DiT, Size
@@ -117,3 +130,67 @@ def test_a_sample_that_the_teacher_leaves_where_it_is_has_a_bounded_gradient():
     DMD(fake, floor=0.25)(Noised(x_0, x_t, t, cond, Probe(e - z, []))).value.sum().backward()
     x_0_fake = x_t - 0.5 * fake.velocity(x_t, t=t, cond=cond)
     torch.testing.assert_close(x_0.grad, (x_0_fake - z) / 0.25 / 2, rtol=1e-5, atol=1e-6)
+
+
+class AsItIs(nn.Module):
+    """A discriminator whose feature is its logit."""
+
+    def forward(self, features, *, t, cond):
+        return features[0][:, 0]
+
+
+DIVERGENCES = {
+    reverse_kl: lambda r: -r.log(),
+    forward_kl: lambda r: r * r.log(),
+    jensen_shannon: lambda r: r * r.log() - (r + 1) * ((r + 1) / 2).log(),
+    squared_hellinger: lambda r: 2 * (1 - r.sqrt()) ** 2,
+    jeffreys: lambda r: (r - 1) * r.log(),
+    neyman: lambda r: (1 - r) ** 2 / (2 * r),
+}
+
+
+def density(x, mean, std, t):
+    """Of a Gaussian's noised samples."""
+    variance = (1 - t) ** 2 * std**2 + t**2
+    return (-0.5 * (x - (1 - t) * mean) ** 2 / variance).exp() / (2 * torch.pi * variance) ** 0.5
+
+
+@pytest.mark.parametrize("t", [0.3, 0.7])
+@pytest.mark.parametrize("h", DIVERGENCES)
+def test_a_weight_makes_the_direction_that_of_its_divergence(h, t):
+    """Of `integral q f(p / q)` over the noised student's density q, by quadrature, with the exact ratio as logit."""
+    fake, real = gaussian([0.4], [0.5]), gaussian([0.2], [0.55])
+    nodes, shares = (torch.from_numpy(value) for value in np.polynomial.hermite_e.hermegauss(40))
+    z, e = (axis.reshape(-1, 1) for axis in torch.meshgrid(nodes, nodes, indexing="ij"))
+    shares = torch.outer(shares, shares).reshape(-1, 1) / (2 * torch.pi)
+    mean, std = (torch.tensor(value, dtype=DOUBLE, requires_grad=True) for value in (0.4, 0.5))
+    plain = noised(real, mean + std * z, e, t)
+    ratio = (density(plain.x_t, 0.2, 0.55, t) / density(plain.x_t, 0.4, 0.5, t)).detach()
+    sample = Noised(plain.x_0, plain.x_t, plain.t, plain.cond, Probe(plain.probe.velocity, [ratio.log()[:, None]]))
+    weight = DivergenceWeight(TellApart(real, AsItIs(), game=Softplus()), h, least=1e-9, most=1e9)
+    torch.testing.assert_close(weight(sample).mean(), torch.tensor(1.0))
+
+    direction = unnormalized(DMD(fake, sample_weight=weight), sample, real) * h(ratio).mean()
+    scale = (1 - t) ** 2 / t**2
+    estimate = torch.autograd.grad((shares * scale * direction * sample.x_0).sum(), [mean, std])
+    x = torch.linspace(-12, 12, 4001, dtype=DOUBLE)
+    q, p = density(x, mean, std, t), density(x, 0.2, 0.55, t)
+    seen = p > 1e-14  # beyond, the ratio is that of two roundings
+    divergence = torch.trapezoid((q * DIVERGENCES[h](p / q))[seen], x[seen])
+    for mine, truth in zip(estimate, torch.autograd.grad(divergence, [mean, std]), strict=True):
+        torch.testing.assert_close(mine, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_the_weights_by_hand():
+    """exp(mean logit), held within [0.1, 20], divided by the mean."""
+    real = gaussian([0.0], [1.0])
+    logits = torch.tensor([[-9.0, -9.0], [0.5, -0.5], [1.0, 2.0], [9.0, 5.0]])
+    sample = noised(real, torch.zeros(4, 1, dtype=DOUBLE), torch.ones(4, 1, dtype=DOUBLE), 0.5)
+    sample = Noised(sample.x_0, sample.x_t, sample.t, sample.cond, Probe(sample.probe.velocity, [logits[:, None]]))
+    critic = TellApart(real, AsItIs(), game=Softplus())
+    ratios = torch.tensor([0.1, 1.0, 1.5, 20.0])
+    ratios[2] = ratios[2].exp()
+    torch.testing.assert_close(DivergenceWeight(critic, forward_kl)(sample), ratios / ratios.mean())
+    expected = ratios / (1 + ratios)
+    torch.testing.assert_close(DivergenceWeight(critic, jensen_shannon)(sample), expected / expected.mean())
+    torch.testing.assert_close(DivergenceWeight(critic, reverse_kl)(sample), torch.ones(4))

@@ -2,6 +2,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from known_maps import T as KNOWN_T
+from known_maps import bent
+from known_maps import mixture as known_mixture
+from known_maps import sample as known_sample
 
 from hidistill.derivative import Central, Forward
 from hidistill.guidance import Guided
@@ -206,3 +210,38 @@ def test_impossible_numbers_are_refused(change):
     teacher, student, _ = points()
     with pytest.raises(ValueError, match=next(iter(change))):
         MeanFlow(teacher, student, Forward(), **change)
+
+
+def test_without_a_field_the_velocity_is_that_of_data_and_noise():
+    """As the target and as the direction of the derivative."""
+    _, student, shape = points()
+    batch, noise = sample(shape)
+    x_t, r, v = interpolate(batch.x, noise, T), 0.3 * T, noise - batch.x
+    du = Forward()(student, x_t, t=T, r=r, cond=COND, direction=v)
+    error = student.mean_velocity(x_t, t=T, r=r, cond=COND) - (v - (T - r)[:, None] * du)
+    objective = MeanFlow(None, student, Forward(), power=0.0)
+    value = objective.at(batch, t=T, r=r, noise=noise).value
+    torch.testing.assert_close(value, error.square().sum(1).float())
+    with pytest.raises(ValueError, match="neither a field nor noise"):
+        objective.target(x_t, batch, t=T, r=r, first=0)
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.3])
+def test_from_data_the_gradient_is_the_fields_in_expectation(bend):
+    """Of 600 draws at each of six times: their mean differs by chance alone, and vanishes at the exact flow map."""
+    count, field = 600, known_mixture()
+    t, r = KNOWN_T.repeat(count), (0.2 * KNOWN_T).repeat(count)
+    batch, noise = known_sample(count)
+    gradients = []
+    for source in (None, field):
+        student = bent(bend, rows=len(noise), steps=8)
+        loss = MeanFlow(source, student, Forward(), power=0.0).at(batch, t=t, r=r, noise=noise)
+        loss.value.sum().backward()
+        gradients.append(student.bend.grad.reshape(count, -1))
+    data, marginal = gradients
+    error = (data - marginal).std(0) / count**0.5
+    assert ((data - marginal).mean(0).abs() < 4 * error).all()
+    if bend:
+        assert (marginal.mean(0).abs() > 5 * error).all()  # what chance could not hide
+    else:
+        assert (marginal.mean(0).abs() < 0.1 * error).all()

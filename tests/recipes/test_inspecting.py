@@ -162,7 +162,7 @@ def test_a_checkpoint_in_words(kind, tmp_path):
 
 def test_a_file_that_says_nothing_needs_its_kind(tmp_path):
     (tmp_path / "net.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match="--kind dit or sit"):
+    with pytest.raises(ValueError, match="--kind dit or --kind sit"):
         inspect_teacher(teacher=tmp_path / "net.pt")
 
 

@@ -1,13 +1,13 @@
 """From a diffusers folder and a folder of pictures to a run, for every family, at tiny size."""
 
 import inspect
-import json
 
-import numpy as np
 import pytest
 import small_pipelines as small
 import torch
+from elsewhere import differentiated
 from PIL import Image
+from small_families import PLACES, THINGS, TINY, WORDS, pictures
 
 from hidistill import weights
 from hidistill.cli import main
@@ -21,28 +21,6 @@ from hidistill.recipes.students import student_from
 from hidistill.recipes.teachers import load
 from hidistill.scores import Evaluation
 from hidistill.train.driver import execute
-
-WORDS = ("red", "blue", "green", "yellow", "black", "white")
-THINGS = ("cat", "dog", "boat", "house", "horse", "mat", "sea", "snow", "night", "birds")
-PLACES = ("on a mat", "in the snow", "over the sea", "at night")
-TINY = {"sketch_steps": 2, "refine_steps": 2, "batch_size": 4, "evaluate_samples": 10}
-
-
-def pictures(root, *, classes=0, size=16, captions=220):
-    """Pictures of noise around a color: in folders by class, or with a caption each."""
-    generator = np.random.default_rng(0)
-    rows = []
-    for i in range(captions if not classes else 80 * classes):
-        place = root / (f"class{i % classes}" if classes else ".")
-        place.mkdir(parents=True, exist_ok=True)
-        pixels = generator.integers(0, 256, 3) + generator.integers(-20, 20, (size, size, 3))
-        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{i:03d}.png")
-        caption = f"a {WORDS[i % 6]} {THINGS[i // 6 % 10]} {PLACES[i // 60 % 4]}"
-        rows.append({"file_name": f"{i:03d}.png", "text": caption})
-    if not classes:
-        (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
-
 
 FAMILIES = {
     "dit": (small.dit, 2),
@@ -100,6 +78,12 @@ def test_both_stages_run_and_leave_a_student_that_is_read_back(shelf, tmp_path, 
     assert names[:3] == ["sketch, 1 step", "sketch, 2 steps", "sketch, 4 steps"] or names[0] == "student, 1 step"
     assert (tmp_path / "report.html").exists()
     assert files_below(given["teacher"]) == before
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "sana" else pytest.mark.slow) for n in FAMILIES])
+def test_every_update_runs_where_the_run_is(shelf, name):
+    experiment = pipelines.distill(**shelf(name), **TINY)
+    assert differentiated(experiment) == ["sketch, student", "refine, critics", "refine, student"]
 
 
 def test_a_port_learns_its_teacher_and_is_a_pipeline_of_stock_diffusers(tmp_path):

@@ -11,15 +11,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from hidistill import weights
 from hidistill.data.fashion import CLASSES as FASHION
+from hidistill.guidance import Guided
 from hidistill.metrics.classifier import Classifier, save_classifier
 from hidistill.recipes import digits, fashion, images
 from hidistill.recipes.judging import read_teacher
-from hidistill.recipes.two_stages import Plan, distillation
+from hidistill.recipes.two_stages import Plan, check_derivative, distillation
 from hidistill.teachers.dit import DiT, Size
 from hidistill.train.driver import execute
+from hidistill.types import Batch
 
 PLAN: dict[str, Any] = {
     "sketch_steps": 1,
@@ -109,6 +112,29 @@ def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, classes,
     rows = json.loads((tmp_path / "parts" / "evaluation.json").read_text())["rows"]
     assert {"student, 1 step", "sketch, 1 step", "real training images"} <= {row["name"] for row in rows}
     assert (tmp_path / "parts" / "report.html").stat().st_size > 10_000
+
+
+class Wave(nn.Module):
+    """A flow map that swings along t, and may see its times rounded."""
+
+    def __init__(self, speed, kind=torch.float32):
+        super().__init__()
+        self.speed, self.kind = speed, kind
+
+    def mean_velocity(self, x_t, *, t, r, cond):
+        seen = t.to(self.kind).to(t.dtype)
+        return x_t * (1 + (self.speed * seen).sin() / self.speed).reshape(-1, 1, 1, 1)
+
+
+def test_a_run_starts_with_a_rough_student_and_not_with_a_wrong_derivative():
+    """Where 1e-3 is too long for a difference, a shorter one tells a rough student from one that rounds its times."""
+    net = DiT(image_size=8, channels=1, classes=2, patch=4, size=Size(32, 2, 2)).requires_grad_(False)
+    batch = Batch(0.1 * torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]), 0)
+    guided = Guided(net, scale=1.0)
+    check_derivative(Wave(3e3), guided, batch)
+    for step in (1e-3, 1e-4):
+        with pytest.raises(RuntimeError, match="times that are rounded to bfloat16"):
+            check_derivative(Wave(10.0, torch.bfloat16), guided, batch, step=step)
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def stable_diffusion_3(with_t5=True):
     )
 
 
-def flux():
+def flux(**options):
     net = FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,
@@ -230,6 +230,7 @@ def flux():
         joint_attention_dim=32,
         pooled_projection_dim=16,
         axes_dims_rope=(4, 2, 2),
+        **options,
     )
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),

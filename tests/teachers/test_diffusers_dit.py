@@ -1,27 +1,17 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiTPipeline
+from both_samplers import LABELS, of_dit
+from diffusers import DDIMScheduler
 from small_transformers import LINEAR, dit
-from stock import DTYPES, SCALE, STEPS, autoencoder, noise_times, relative, sampled
+from stock import DTYPES, SCALE, STEPS, noise_times, relative
 
 from hidistill.guidance import Guided
 from hidistill.sampling import euler
 
-LABELS = [3, 999, 0]
-
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sampling_is_that_of_the_stock_pipeline(dtype):
-    """The pipeline answers with pictures alone: its last latents are what its decoder is given."""
-    network, vae, latents = dit(num_embeds_ada_norm=1000).to(dtype), autoencoder().to(dtype), []
-    vae.decoder.register_forward_pre_hook(lambda _module, given: latents.append(given[0]))
-    pipe = DiTPipeline(network.net, vae, DDIMScheduler.from_config(LINEAR.config))
-    generator = torch.Generator().manual_seed(4)
-    sampled(pipe, class_labels=LABELS, guidance_scale=SCALE, generator=generator, output_type="pt")
-    noise = torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(4), dtype=dtype)
-    times, size = noise_times(pipe.scheduler)
-    ours = euler(Guided(network, SCALE), noise / size, cond=torch.tensor(LABELS), times=times)
-    assert relative(ours, latents[0]) < 2e-5
+    assert relative(*of_dit(dtype)) < 2e-5
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,41 +1,18 @@
 import pytest
 import torch
-from diffusers import FluxPipeline
+from both_samplers import DEV, of_flux
 from randomized import randomized
-from small_transformers import flux_teacher, pooled, pooled_null
-from stock import DTYPES, SCALE, autoencoder, converted, flow_scheduler, flow_times, relative, repeated, sampled
+from small_transformers import flux_teacher, pooled
+from stock import DTYPES, relative
 
 from hidistill.derivative import Forward
-from hidistill.guidance import Guided
-from hidistill.sampling import euler
 from hidistill.teachers import flux
-
-DEV = {"guidance_embeds": True}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("options", "guidance"), [({}, None), (DEV, None), (DEV, 2.0)])
-def test_sampling_is_that_of_the_stock_pipeline(dtype, options, guidance):
-    """With true guidance, so that the null side counts too; packed and unpacked by the pipeline's own functions."""
-    network, cond = flux_teacher(flux.family(guidance), **options).to(dtype), converted(pooled(), dtype)
-    null, noise = repeated(converted(pooled_null(), dtype)), torch.randn(5, 4, 4, 6).to(dtype)
-    pipe = FluxPipeline(flow_scheduler(), autoencoder(), None, None, None, None, network.net)
-    theirs = sampled(
-        pipe,
-        prompt_embeds=cond["text"],
-        pooled_prompt_embeds=cond["pooled"],
-        negative_prompt_embeds=null["text"],
-        negative_pooled_prompt_embeds=null["pooled"],
-        true_cfg_scale=SCALE,
-        latents=pipe._pack_latents(noise, 5, 4, 4, 6),
-        height=32,
-        width=48,
-        output_type="latent",
-        **{} if guidance is None else {"guidance_scale": guidance},
-    )
-    theirs = pipe._unpack_latents(theirs, 32, 48, 8)
-    ours = euler(Guided(network, SCALE), noise, cond=cond, times=flow_times(pipe.scheduler))
-    assert relative(ours, theirs) < 2e-5
+@pytest.mark.parametrize("options", [{}, DEV, DEV | {"guidance": 2.0}])
+def test_sampling_is_that_of_the_stock_pipeline(dtype, options):
+    assert relative(*of_flux(dtype, **options)) < 2e-5
 
 
 @pytest.mark.parametrize("options", [{}, DEV])

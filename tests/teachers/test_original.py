@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from both_samplers import SAMPLERS
 from safetensors.torch import save_file
 from small_originals import Original, saved, teacher
+from stock import DTYPES, relative
 
 from hidistill.conventions import Flow
 from hidistill.foreign.network import Network
-from hidistill.sampling import euler
+from hidistill.foreign.scheduler import convention_of
 from hidistill.teachers import diffusers_dit
-from hidistill.teachers.original import HEADS, convention, read_original
+from hidistill.teachers.original import HEADS, SCHEDULERS, convention, read_configuration, read_original
 from hidistill.weights import WeightsError
 
 TIMES = {"dit": torch.tensor([0.0, 17.0, 500.0, 999.0]), "sit": torch.tensor([0.0, 0.2137, 0.7, 1.0])}
@@ -67,16 +69,29 @@ def test_sizes_are_read_from_the_tensors(tmp_path, shape):
     torch.testing.assert_close(answer, net(x, time, labels), rtol=1e-5, atol=1e-5)
 
 
-def test_velocities_of_a_sit_point_from_data_to_noise(original):
-    """Its own runs from noise at 0 to data at 1: its Euler steps from the same noise end where ours do."""
-    assert convention("sit") == Flow(unit=1.0, reversed=True)
-    torch.manual_seed(1)
-    ours, x, labels, steps = teacher("sit"), torch.randn(3, 4, 6, 6), torch.tensor([0, 1, 3]), 8
-    torch.manual_seed(1)
-    net, noise = Original(), x
-    for step in range(steps):
-        x = x + net(x, torch.full((3,), step / steps), labels)[:, :4] / steps
-    torch.testing.assert_close(euler(ours, noise, cond=labels, steps=steps), x, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("kind", TIMES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sampling_is_that_of_the_repository(kind, dtype):
+    assert relative(*SAMPLERS[f"original {kind}"](dtype)) < (1e-4 if dtype == torch.float32 else 1e-12)
+
+
+def test_the_schedulers_of_diffusers_say_the_same():
+    """But for DiT's noise levels, which its repository has in float64, and diffusers in float32."""
+    assert convention("sit") == Flow(unit=1.0, reversed=True) == convention_of(SCHEDULERS["sit"])
+    t = torch.linspace(0, 1, 50, dtype=torch.float64)
+    for ours, theirs in zip(convention("dit").at(t), convention_of(SCHEDULERS["dit"]).at(t), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_configuration_is_that_of_the_network(tmp_path):
+    for kind, answered in (("dit", 8), ("sit", 8), ("sit", 4)):
+        path = saved(Original(dim=384, heads=6, depth=1, answered=answered), tmp_path / "net.safetensors")
+        net, config = read_original(path, kind=kind), read_configuration(path, kind=kind)
+        assert {key: net.config[key] for key in config if key != "_class_name"} == {
+            key: value for key, value in config.items() if key != "_class_name"
+        }
+        assert config["_class_name"] == type(net).__name__
+        assert config["out_channels"] == (8 if kind == "dit" else 4)
 
 
 def test_a_dit_predicts_the_noise_of_the_linear_schedule(original):

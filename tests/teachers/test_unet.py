@@ -1,50 +1,29 @@
 """U-Nets of diffusers against its own pipelines: DDIM without noise is Euler's method on the linear path."""
 
-from itertools import pairwise
-
 import pytest
 import small_unets
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, EDMEulerScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from both_samplers import (
+    STEPS,
+    along,
+    convention,
+    drawn,
+    of_stable_diffusion,
+    of_stable_diffusion_xl,
+    of_unet,
+    of_unet_of_classes,
+    texts,
+)
+from diffusers import EDMEulerScheduler
 from small_unets import LINEAR, SCALED, pictures_net, prompted_net, prompts, xl_net
 
 from hidistill.conventions import Diffusion, LogSigma, Table
 from hidistill.derivative import Forward
 from hidistill.foreign.network import Network
-from hidistill.foreign.scheduler import convention_of
-from hidistill.guidance import Guided
-from hidistill.path import rows_of
 from hidistill.teachers import unet
 
-STEPS = 5
-"""A divisor of 1000: with others, DDIM takes the noise level after a step from another time than the next one."""
 CLOSE = {torch.float32: 1e-5, torch.float64: 2e-6}
 """Largest difference relative to the largest value. In float64 diffusers' own sinusoids and schedule are of float32."""
-
-
-def scheduler(like, **options):
-    return DDIMScheduler.from_config(like.config, timestep_spacing="trailing", **options)
-
-
-def convention(of):
-    return convention_of({**of.config, "_class_name": type(of).__name__})
-
-
-def places(of):
-    """Shares (alpha, sigma) of signal and noise at each step of a DDIM sampler, and where it ends."""
-    of.set_timesteps(STEPS)
-    kept = [*of.alphas_cumprod[of.timesteps].double(), of.final_alpha_cumprod.double()]
-    return [(value.sqrt(), (1 - value).sqrt()) for value in kept]
-
-
-def euler(field, start, shares, cond):
-    """Euler's method from `start`, which is alpha x_0 + sigma noise, over the same places."""
-    x = start / sum(shares[0])
-    times = [sigma / (alpha + sigma) for alpha, sigma in shares]
-    for t, r in pairwise(times):
-        x = x - (t - r) * field.velocity(x, t=t.expand(len(x)).to(x.dtype), cond=cond)
-    return x * sum(shares[-1])
 
 
 def difference(ours, theirs):
@@ -52,98 +31,28 @@ def difference(ours, theirs):
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def drawn(dtype, *shape):
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(5), dtype=dtype)
-
-
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("answer", ["epsilon", "v_prediction", "sample"])
 def test_pictures_are_the_pipeline_s(dtype, answer):
-    net = pictures_net().to(dtype)
-    pipeline = DDIMPipeline(net, scheduler(LINEAR, prediction_type=answer))
-    pipeline.set_progress_bar_config(disable=True)
-    step, ends = pipeline.scheduler.step, []
-
-    def seen(*args, **options):
-        ends.append(step(*args, **options).prev_sample)
-        return DDIMSchedulerOutput(ends[-1])
-
-    pipeline.scheduler.step = seen  # the pipeline clamps what it returns
-    generator = torch.Generator().manual_seed(5)
-    pipeline(batch_size=2, generator=generator, num_inference_steps=STEPS, eta=0.0, output_type="pt")
-    teacher = Network(net, unet.FAMILY, convention(pipeline.scheduler))
-    ours = euler(teacher, drawn(dtype, 3, 8, 8), places(pipeline.scheduler), torch.zeros(2, dtype=torch.long))
-    assert len(ends) == STEPS
-    assert difference(ours, ends[-1]) < CLOSE[dtype]
+    assert difference(*of_unet(dtype, answer=answer)) < CLOSE[dtype]
 
 
-def texts(dtype, *keys):
-    """Conditions of two rows and the empty prompt of one."""
-    cond = {key: value.to(dtype) for key, value in rows_of(prompts(*keys), slice(0, 2)).items()}
-    null = {key: value.to(dtype) for key, value in rows_of(prompts(*keys), slice(0, 1)).items()}
-    return cond, {key: 0.5 * value.flip(-1) for key, value in null.items()}
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_pictures_of_classes_are_those_of_the_scheduler_s_steps(dtype):
+    assert difference(*of_unet_of_classes(dtype)) < CLOSE[dtype]
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("answer", ["epsilon", "v_prediction"])
 def test_guided_latents_are_those_of_stable_diffusion(dtype, answer):
-    net, (cond, null) = prompted_net().to(dtype), texts(dtype, "text")
-    pipeline = StableDiffusionPipeline(
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        unet=net,
-        scheduler=scheduler(SCALED, prediction_type=answer, set_alpha_to_one=False, steps_offset=1),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
-        prompt_embeds=cond["text"],
-        negative_prompt_embeds=null["text"].expand(2, -1, -1),
-        latents=drawn(dtype, 4, 8, 8),
-        guidance_scale=3.0,
-        num_inference_steps=STEPS,
-        output_type="latent",
-    ).images
-    teacher = Network(net, unet.TEXT, convention(pipeline.scheduler), null=null)
-    ours = euler(Guided(teacher, 3.0), drawn(dtype, 4, 8, 8), places(pipeline.scheduler), cond)
-    assert difference(ours, theirs) < CLOSE[dtype]
+    assert difference(*of_stable_diffusion(dtype, answer=answer)) < CLOSE[dtype]
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("side", [64, 96])
 def test_guided_latents_are_those_of_stable_diffusion_xl(dtype, side):
     """At the default size and at another one, which the network is told."""
-    net, (cond, null) = xl_net().to(dtype), texts(dtype, "text", "pooled")
-    pipeline = StableDiffusionXLPipeline(
-        vae=None,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=net,
-        scheduler=scheduler(SCALED, prediction_type="epsilon"),
-        add_watermarker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    latents = drawn(dtype, 4, side // 8, side // 8)
-    theirs = pipeline(
-        height=side,
-        width=side,
-        prompt_embeds=cond["text"],
-        pooled_prompt_embeds=cond["pooled"],
-        negative_prompt_embeds=null["text"].expand(2, -1, -1),
-        negative_pooled_prompt_embeds=null["pooled"].expand(2, -1),
-        latents=latents,
-        guidance_scale=3.0,
-        num_inference_steps=STEPS,
-        output_type="latent",
-    ).images
-    teacher = Network(net, unet.XL, convention(pipeline.scheduler), null=null)
-    ours = euler(Guided(teacher, 3.0), latents, places(pipeline.scheduler), cond)
-    assert difference(ours, theirs) < CLOSE[dtype]
+    assert difference(*of_stable_diffusion_xl(dtype, side=side)) < CLOSE[dtype]
 
 
 @pytest.mark.parametrize("dtype", CLOSE)
@@ -156,7 +65,7 @@ def test_edm_is_the_loop_of_its_scheduler(dtype, answer):
     sample = drawn(dtype, 4, 8, 8) * steps.init_noise_sigma
     teacher = Network(net, unet.TEXT, convention(steps))
     shares = [(torch.tensor(1.0).double(), sigma.double()) for sigma in steps.sigmas]
-    ours = euler(teacher, sample, shares, cond)
+    ours = along(teacher, sample, shares, cond)
     for time in steps.timesteps:
         given = steps.scale_model_input(sample, time)
         sample = steps.step(net(given, time, cond["text"]).sample, time, sample).prev_sample

@@ -4,12 +4,13 @@ import difflib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from hidistill.codecs import Pixels
+from hidistill.codecs import Pixels, modules_of
 from hidistill.evaluate import BATCH, draw
 from hidistill.guidance import Guided
 from hidistill.path import rows_of
@@ -18,16 +19,23 @@ from hidistill.report.pictures import quantized
 from hidistill.sampling import euler, grid, heun, jump, renoise
 from hidistill.seeds import fold_in, normal
 from hidistill.teachers.dit import DiT, FlowMapDiT
-from hidistill.types import Codec, Cond, Images, Labels, Points, Student
-from hidistill.weights import Weights, load_into, read
+from hidistill.train.driver import refuse_device
+from hidistill.types import Codec, Cond, Images, Labels, Points, Student, Teacher
+from hidistill.weights import Weights, WeightsError, load_into, read
+
+if TYPE_CHECKING:
+    from hidistill.recipes.originals import Where
+    from hidistill.teachers.original import Kind
 
 MOST_STEPS, MOST_IMAGES = 1000, 100_000
 SMALL = 56
 """Images below this side are enlarged to it in the picture, by a whole factor."""
 MOST_IN_PICTURE, MOST_COLUMNS, MOST_NAMES = 400, 20, 20
-SAMPLERS = {"dit": ("euler", "heun"), "dit-flow-map": ("jump", "renoise"), "flow-map": ("jump", "renoise")}
+FIELDS, MAPS = ("dit", "checkpoint"), ("dit-flow-map", "flow-map")
+"""Families of weights that hold a velocity field, and those that hold a flow map."""
+SAMPLERS = dict.fromkeys(FIELDS, ("euler", "heun")) | dict.fromkeys(MAPS, ("jump", "renoise"))
 """By the family of the weights: a velocity field is integrated, a flow map jumps. The first is the default."""
-STEPS = {"dit": 50, "dit-flow-map": 1, "flow-map": 1}
+STEPS = dict.fromkeys(FIELDS, 50) | dict.fromkeys(MAPS, 1)
 
 
 class Network(NamedTuple):
@@ -35,7 +43,7 @@ class Network(NamedTuple):
 
     Args:
         module: a velocity field or a flow map.
-        family: of its weights file.
+        family: of its weights file; "checkpoint" for one of a repository of its own.
         shape: of one sample.
         classes: number of classes; 0 if there are none.
         names: of the classes.
@@ -43,7 +51,7 @@ class Network(NamedTuple):
         encode: turns prompts into conditions; None where conditions are labels.
     """
 
-    module: DiT | Student
+    module: Teacher | Student
     family: str
     shape: tuple[int, int, int]
     classes: int
@@ -60,12 +68,17 @@ class Plan(NamedTuple):
     scale: float
 
 
-def refuse(out: Path, *, count: int) -> None:
-    """Refuse a picture that cannot be written or is of nothing."""
+def refuse(out: Path, *, count: int, steps: int | None, scale: float | None, device: str) -> None:
+    """Refuse a picture that cannot be written or is of nothing, and numbers out of range, before anything is loaded."""
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: the picture is a PNG file; give a name that ends in .png")
     if not 1 <= count <= MOST_IMAGES:
         raise ValueError(f"--count {count}: from 1 to {MOST_IMAGES:,} images can be drawn at once")
+    if steps is not None and not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"--steps {steps}: a sampler makes 1 to {MOST_STEPS} steps")
+    if scale is not None and not 0 <= scale < math.inf:
+        raise ValueError(f"--scale {scale}: a guidance scale is 0 or more; 1 is no guidance")
+    refuse_device(device)
 
 
 def weights_file(source: Path) -> Path:
@@ -75,6 +88,11 @@ def weights_file(source: Path) -> Path:
             f"{source}: there is no such file or folder; give a run's folder, e.g. runs/demo, or a .safetensors file"
         )
     if not source.is_dir():
+        if source.suffix != ".safetensors":
+            raise ValueError(
+                f"{source} is no weights file of ours, whose names end in .safetensors; for a checkpoint of DiT or SiT "
+                "say --kind dit or --kind sit"
+            )
         return source
     candidates = [source / "models" / f"{role}.safetensors" for role in ("student", "teacher", "sketch")]
     found = next((path for path in candidates if path.exists()), None)
@@ -90,9 +108,13 @@ def load(path: Path) -> Network:
     Raises:
         ValueError: if the file cannot be read, or holds something that draws no images.
     """
-    weights = read(path)
-    if weights.family not in SAMPLERS:
-        raise ValueError(f"{path} holds a {weights.family!r}; images come from one of {', '.join(SAMPLERS)}")
+    try:
+        weights = read(path)
+    except WeightsError as error:
+        raise WeightsError(f"{error}. For a checkpoint of DiT or SiT say --kind dit or --kind sit") from error
+    known = [name for name in SAMPLERS if name != "checkpoint"]
+    if weights.family not in known:
+        raise ValueError(f"{path} holds a {weights.family!r}; images come from one of {', '.join(known)}")
     config = dict(weights.config)
     if weights.family == "flow-map":
         return flow_map(weights, path)
@@ -105,33 +127,43 @@ def load(path: Path) -> Network:
 
 
 def flow_map(stored: Weights, path: Path) -> Network:
-    """A student of another library's network; its autoencoder and text encoders are in its teacher's folder.
+    """A student of another library's network; its autoencoder and text encoders are its teacher's.
 
     Raises:
-        ValueError: if that folder is not where it was.
+        ValueError: if these are not where they were.
     """
-    from hidistill.foreign.autoencoder import codec_of
     from hidistill.foreign.folder import Folder
     from hidistill.foreign.text import prompt_encoder
-    from hidistill.recipes.students import student_from
+    from hidistill.recipes.students import student_from, teacher_parts
+    from hidistill.recipes.teachers import codec_at
 
-    root = Path(stored.config["teacher"])
-    if not root.exists():
-        raise ValueError(
-            f"{path} is a student of the pipeline in {root}, whose autoencoder it needs; nothing lies there now: put "
-            "the folder back, or sample from what `hidistill export` wrote"
-        )
-    student, folder = student_from(stored, source=str(path)), Folder(root)
+    folder = teacher_parts(stored.config)
+    student = student_from(stored, source=str(path))
     network = student.network
     asked = stored.config.get("prompts", {})
     encode = None
     if network.family.texts:
+        assert isinstance(folder, Folder)
         instruction = tuple(asked.get("instruction", ()))
         encode = prompt_encoder(folder, length=asked.get("length"), instruction=instruction)
     classes = len(stored.classes) or network.family.classes(network.net)
     return Network(
-        student, "flow-map", tuple(stored.config["shape"]), classes, stored.classes, codec_of(folder), encode
+        student, "flow-map", tuple(stored.config["shape"]), classes, stored.classes, codec_at(folder), encode
     )
+
+
+def checkpoint(path: Path, *, kind: "Kind | None", autoencoder: "Where | None", allow_pickle: bool) -> Network:
+    """A checkpoint of DiT or SiT, which is a teacher.
+
+    Raises:
+        ValueError: if it is not said what it is, or which autoencoder it has.
+    """
+    from hidistill.recipes.teachers import load, shape_of
+
+    loaded = load(path, kind=kind, autoencoder=autoencoder, allow_pickle=allow_pickle)
+    shape = shape_of(loaded.network)
+    assert shape is not None
+    return Network(loaded.network, "checkpoint", shape, loaded.network.classes, (), loaded.codec)
 
 
 def conditions(network: Network, labels: Labels, prompts: Sequence[str]) -> Cond:
@@ -158,13 +190,11 @@ def plan(network: Network, *, steps: int | None, sampler: str | None, scale: flo
         ValueError: if the network cannot be sampled so.
     """
     steps = STEPS[network.family] if steps is None else steps
-    if not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"--steps {steps}: a sampler makes 1 to {MOST_STEPS} steps")
     known = SAMPLERS[network.family]
     sampler = known[0] if sampler is None else sampler
     if sampler not in known:
         raise ValueError(f"--sampler {sampler}: these weights are a {network.family}; use {' or '.join(known)}")
-    if scale is not None and network.family != "dit":
+    if scale is not None and network.family not in FIELDS:
         raise ValueError(f"--scale {scale}: a student has its teacher's guidance built in; leave --scale out")
     return Plan(steps, sampler, 1.0 if scale is None else scale)
 
@@ -200,9 +230,12 @@ def labels_of(label: int | None, count: int, classes: int) -> Labels:
     return torch.arange(count) % max(1, classes) if label is None else torch.full((count,), label)
 
 
-def images(network: Network, plan: Plan, cond: Cond, *, count: int, seed: int) -> Images:
+def images(network: Network, plan: Plan, cond: Cond, *, count: int, seed: int, device: str) -> Images:
     """An image per condition; image i depends on the seed and i alone."""
     parts = []
+    for module in (network.module, *modules_of(network.codec).values()):
+        assert isinstance(module, nn.Module)
+        module.to(device)
     for start in range(0, count, BATCH):
         rows = range(start, min(start + BATCH, count))
         part = rows_of(cond, slice(rows.start, rows.stop))
@@ -212,7 +245,15 @@ def images(network: Network, plan: Plan, cond: Cond, *, count: int, seed: int) -
             return samples(network, plan, noise, cond, seeds)
 
         parts.append(
-            draw(from_noise, seeds=seeds, cond=part, shape=network.shape, codec=network.codec, batch_size=BATCH)
+            draw(
+                from_noise,
+                seeds=seeds,
+                cond=part,
+                shape=network.shape,
+                codec=network.codec,
+                batch_size=BATCH,
+                device=device,
+            )
         )
     return torch.cat([part.images for part in parts])
 
@@ -220,12 +261,13 @@ def images(network: Network, plan: Plan, cond: Cond, *, count: int, seed: int) -
 def samples(network: Network, plan: Plan, noise: Points, cond: Cond, seeds: Sequence[int]) -> Points:
     """Samples from noise, as the plan says."""
     module = network.module
-    if isinstance(module, DiT):
+    if isinstance(module, Teacher):
         solve = euler if plan.sampler == "euler" else heun
         return solve(Guided(module, plan.scale), noise, cond=cond, steps=plan.steps)
     if plan.sampler == "jump":
         return jump(module, noise, cond=cond, times=grid(plan.steps))
-    fresh = [normal([fold_in(seed, "fresh", k) for seed in seeds], network.shape) for k in range(1, plan.steps)]
+    steps = range(1, plan.steps)
+    fresh = [normal([fold_in(seed, "fresh", k) for seed in seeds], network.shape).to(noise) for k in steps]
     return renoise(module, noise, cond=cond, times=grid(plan.steps), fresh=fresh)
 
 

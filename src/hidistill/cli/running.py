@@ -9,16 +9,17 @@ from rich.console import Console
 from hidistill.cli.lookup import Recipe
 from hidistill.cli.outcome import show
 from hidistill.cli.progress import display
-from hidistill.train.driver import Event, execute
+from hidistill.train.driver import Event, execute, refuse_device
 from hidistill.train.experiment import Experiment
 
 STOPPED = 130
 
 
-def carry_out(recipe: Recipe, arguments: Mapping[str, Any], out: Path) -> int:
+def carry_out(recipe: Recipe, arguments: Mapping[str, Any], out: Path, *, device: str = "cpu") -> int:
     """Build the experiment, run it with its progress shown, and show what it reached."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder, which may be new")
+    refuse_device(device)
     console = Console()
     console.print(f"{recipe.name} in {out}", markup=False, highlight=False, soft_wrap=True)
     experiment = recipe.function(**arguments)
@@ -34,7 +35,7 @@ def carry_out(recipe: Recipe, arguments: Mapping[str, Any], out: Path) -> int:
                     saved = event.global_step
                 tell(event)
 
-            execute(experiment, out, recipe=recipe.name, arguments=arguments, on_event=on_event)
+            execute(experiment, out, recipe=recipe.name, arguments=arguments, device=device, on_event=on_event)
     except KeyboardInterrupt:
         left = f"stopped; the same command goes on from step {saved} of {experiment.total_steps}"
         Console(stderr=True).print(left, markup=False, highlight=False)

@@ -25,6 +25,7 @@ class Plan(NamedTuple):
         label: number of a class; None takes the classes in turn.
         prompts: take turns.
         seed: image i depends on it and on i alone.
+        device: where the pipeline runs.
     """
 
     steps: int
@@ -32,6 +33,7 @@ class Plan(NamedTuple):
     label: str | None
     prompts: tuple[str, ...]
     seed: int
+    device: str = "cpu"
 
 
 def draw(root: Path, plan: Plan, count: int) -> Images:
@@ -40,7 +42,7 @@ def draw(root: Path, plan: Plan, count: int) -> Images:
     Raises:
         ValueError: if the pipeline wants a label or a prompt and got the other, or neither.
     """
-    pipeline = loaded(root)
+    pipeline = loaded(root).to(plan.device)
     pipeline.set_progress_bar_config(disable=True)
     takes = inspect.signature(pipeline.__call__).parameters
     options: dict[str, Any] = {"num_inference_steps": plan.steps, "output_type": "np"}

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
+from hidistill.foreign.folder import library
 from hidistill.pictures import Broken, pixels_or_none, refuse_choices
 from hidistill.records import CAPTIONS, as_caption, digest, first_caption, first_five, refuse_start
 from hidistill.types import Record, Source
@@ -76,7 +77,7 @@ def mapped(
     dataset = saved(Path(name), split) if is_saved(name) else loaded(name, split, config)
     columns = choose(dataset.features, image_column, text_column, label_column, str(name))
     # Bytes instead of pictures: all sources decode alike, and rows that are passed over cost nothing.
-    table = dataset.select_columns(columns.used).cast_column(columns.image, library().Image(decode=False))
+    table = dataset.select_columns(columns.used).cast_column(columns.image, package().Image(decode=False))
     rows = list(facts(table.with_format("arrow").iter(ROWS), columns))
     refuse_gaps(f"{name}, split {split}", [caption for *_, caption, _ in rows], columns)
 
@@ -121,7 +122,7 @@ def streamed(
     if is_saved(name):
         raise ValueError(f"{name} was written by save_to_disk and needs no streaming; give it to mapped")
     kind, file = located(name)
-    builder = library().load_dataset_builder(kind, config, data_files=file)
+    builder = package().load_dataset_builder(kind, config, data_files=file)
     try:
         dataset = builder.as_streaming_dataset(split=split)
     except ValueError as error:
@@ -129,7 +130,7 @@ def streamed(
     if dataset.features is None:
         raise ValueError(f"{name} does not say which columns it has before it is read; give it to mapped")
     columns = choose(dataset.features, image_column, text_column, label_column, str(name))
-    table = dataset.select_columns(columns.used).cast_column(columns.image, library().Image(decode=False))
+    table = dataset.select_columns(columns.used).cast_column(columns.image, package().Image(decode=False))
 
     def records(start: int) -> Iterator[Record]:
         refuse_start(start, None)
@@ -147,27 +148,19 @@ def streamed(
     )
 
 
-def library() -> ModuleType:
-    """The package `datasets`."""
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Hugging Face datasets are read with the package datasets, which is missing; run "
-            "`pip install 'hidistill[data]'`",
-            name=error.name,
-        ) from error
-    return datasets
-
-
 def is_saved(name: str | Path) -> bool:
     """Whether a folder was written by `save_to_disk`."""
     return any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
 
 
+def package() -> ModuleType:
+    """The package `datasets`."""
+    return library("datasets", extra="data")
+
+
 def saved(folder: Path, split: str) -> Any:  # noqa: ANN401 (a Dataset, whose package may be missing)
     """A split of a folder of `save_to_disk`; data that was saved without a split is the split train."""
-    whole = library().load_from_disk(folder)
+    whole = package().load_from_disk(folder)
     parts = whole if isinstance(whole, dict) else {str(whole.split or "train"): whole}
     if split not in parts:
         raise ValueError(f"{folder} has the splits {', '.join(parts)} and no {split!r}; give one of them")
@@ -178,7 +171,7 @@ def loaded(name: str | Path, split: str, config: str | None) -> Any:  # noqa: AN
     """A split by `load_dataset`."""
     kind, file = located(name)
     try:
-        return library().load_dataset(kind, config, data_files=file, split=split)
+        return package().load_dataset(kind, config, data_files=file, split=split)
     except ValueError as error:
         raise ValueError(f"{name}, split {split!r}: {error}; name one of its splits, or a slice of one") from error
 
@@ -198,7 +191,7 @@ def choose(features: Mapping[str, Any], image: str | None, text: str | None, lab
     Raises:
         ValueError: if one that was asked for is not there, or one that was not is ambiguous; gives the choices.
     """
-    datasets = library()
+    datasets = package()
     images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     texts = [column for column, kind in features.items() if getattr(kind, "dtype", None) in STRINGS]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from hidistill.types import Logits, Tokens
+from hidistill.types import Cond, Logits, Times, Tokens
 
 
 class PooledHead(nn.Module):
@@ -28,19 +28,28 @@ class PooledHead(nn.Module):
 
 
 class Pooled(nn.Module):
-    """Global average pooling: one head per tapped layer, one logit each.
+    """Global average pooling: one head per judged layer, one logit each.
 
     Args:
         channels: of each tapped layer, as `Teacher.feature_channels`.
         width: of values and hidden layers.
+        layers: indices of the tapped layers that are judged, in this order; None is all.
     """
 
-    def __init__(self, channels: Sequence[int], *, width: int = 64) -> None:
+    def __init__(self, channels: Sequence[int], *, width: int = 64, layers: Sequence[int] | None = None) -> None:
         super().__init__()
-        if not channels or min(*channels, width) < 1:
-            raise ValueError(f"Pooled(channels={list(channels)}, width={width}): give at least one tapped layer")
-        self.heads = nn.ModuleList(PooledHead(c, width) for c in channels)
+        chosen = tuple(range(len(channels)) if layers is None else layers)
+        if not channels or not chosen or min(*channels, width) < 1 or not set(chosen) <= set(range(len(channels))):
+            raise ValueError(
+                f"Pooled(channels={list(channels)}, width={width}, layers={layers}): give at least one tapped layer, "
+                "positive numbers, and layers that exist"
+            )
+        self.channels, self.layers = tuple(channels), chosen
+        self.heads = nn.ModuleList(PooledHead(channels[layer], width) for layer in chosen)
 
-    def forward(self, features: Sequence[Tokens]) -> Logits:
-        """See `Discriminator`; (b, layers)."""
-        return torch.cat([head(tokens) for head, tokens in zip(self.heads, features, strict=True)], 1)
+    def forward(self, features: Sequence[Tokens], *, t: Times, cond: Cond) -> Logits:
+        """See `Discriminator`; (b, judged layers)."""
+        del t, cond
+        if len(features) != len(self.channels):
+            raise ValueError(f"features of {len(features)} layers came to a head on {len(self.channels)}; rebuild it")
+        return torch.cat([head(features[i]) for head, i in zip(self.heads, self.layers, strict=True)], 1)

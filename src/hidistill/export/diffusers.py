@@ -11,9 +11,9 @@ from hidistill.export.card import Card, readme
 from hidistill.export.fold import OneStep
 from hidistill.export.parts import copy_legal, copy_part, refuse_places
 from hidistill.export.stock import PIPELINES, adapt, pipeline_for
-from hidistill.foreign.folder import Folder, library
+from hidistill.files import synchronize
+from hidistill.foreign.folder import Parts, library
 from hidistill.foreign.identity import identity_autoencoder
-from hidistill.weights import synchronize
 
 BINNED = 512
 """Side in pixels from which on PixArt's and SANA's pipelines know their networks' sizes by themselves."""
@@ -35,7 +35,7 @@ class Exported(NamedTuple):
 
 def export_one_step(
     student: OneStep,
-    folder: Folder | None,
+    folder: Parts | None,
     out: Path,
     *,
     scheduler: Mapping[str, Any],
@@ -73,7 +73,7 @@ def export_one_step(
 
 def write(
     student: OneStep,
-    folder: Folder | None,
+    folder: Parts | None,
     out: Path,
     *,
     pipeline: str,

@@ -22,7 +22,7 @@ from hidistill.export.fold import OneStep, alone, fold, interval
 from hidistill.export.parts import refuse_places
 from hidistill.export.stock import PIPELINES, pipeline_for
 from hidistill.foreign.clock import entries
-from hidistill.foreign.folder import Folder
+from hidistill.foreign.folder import Parts
 from hidistill.foreign.network import FlowMap
 from hidistill.sampling import grid
 
@@ -37,7 +37,7 @@ FILE, STEPS = "steps.safetensors", 8
 
 def export_few_step(
     student: FlowMap,
-    folder: Folder,
+    folder: Parts,
     out: Path,
     *,
     scheduler: Mapping[str, Any],

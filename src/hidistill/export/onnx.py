@@ -9,9 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from hidistill.codecs import Autoencoder
 from hidistill.export.parts import refuse_file
+from hidistill.foreign.folder import library
 from hidistill.types import Codec, Cond, Points
 
 OPSET = 18
@@ -184,7 +183,7 @@ def export_onnx(
         ModuleNotFoundError: if onnx or onnxruntime is not installed.
     """
     refuse_file(out, ".onnx", force=force)
-    onnx, runtime = library("onnx"), library("onnxruntime")
+    onnx, runtime = library("onnx", extra="onnx"), library("onnxruntime", extra="onnx")
     rows = len(next(iter(example.values())))
     if rows == ROWS:
         raise ValueError(f"an example of {rows} rows came, which is what is traced; give another count, to be checked")
@@ -270,19 +269,3 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Constant folding - Only steps=1", category=UserWarning)
         warnings.filterwarnings("ignore", module="torch.onnx", category=UserWarning)
         yield
-
-
-def library(name: str) -> ModuleType:
-    """A library that only this format needs.
-
-    Raises:
-        ModuleNotFoundError: if it is not installed; names the extra that brings it.
-    """
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise ModuleNotFoundError(
-            f"{name} is not installed, which ONNX files need; pip install 'hidistill[onnx]'", name=name
-        ) from None

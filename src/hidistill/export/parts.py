@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from hidistill.foreign.folder import Folder, FolderError
+from hidistill.foreign.folder import FolderError, Parts
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Weights that can run code when they are opened; never copied."""
@@ -57,7 +57,7 @@ def refuse_file(out: Path, suffix: str, *, force: bool) -> None:
         raise ValueError(f"--out {out} exists; give another name, or --force to replace it")
 
 
-def copy_part(folder: Folder, part: str, to: Path) -> None:
+def copy_part(folder: Parts, part: str, to: Path) -> None:
     """Copy one part of a pipeline, without pickles and other libraries' weights.
 
     Where the teacher was read in a variant ("fp16"), weights that exist in it alone lose it from their names.
@@ -65,7 +65,7 @@ def copy_part(folder: Folder, part: str, to: Path) -> None:
     Raises:
         FolderError: if the part's folder is missing, or its weights are in a pickle alone.
     """
-    place = folder.root / part
+    place = folder.place(part)
     if not place.is_dir():
         raise FolderError(
             f"{folder.root} has no folder {part}, which its model_index.json names; copy it from where it came from"
@@ -94,8 +94,10 @@ def is_listing_of_pickles(path: Path) -> bool:
     return path.name.endswith(".json") and any(f"{ending}.index." in path.name for ending in PICKLES)
 
 
-def copy_legal(folder: Folder, to: Path) -> None:
-    """Copy the license and its like from the top of a teacher's folder."""
+def copy_legal(folder: Parts, to: Path) -> None:
+    """Copy the license and its like from the top of a teacher's folder; of a checkpoint's neighbors nobody knows."""
+    if not folder.root.is_dir():
+        return
     for path in sorted(folder.root.iterdir()):
         if path.is_file() and path.name.upper().startswith(LEGAL):
             shutil.copyfile(path, to / path.name)

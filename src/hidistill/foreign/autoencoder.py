@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hidistill.codecs import Autoencoder, Pixels
-from hidistill.foreign.folder import Folder, FolderError
+from hidistill.foreign.folder import FolderError, Parts
 from hidistill.types import Points
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def codec_of(folder: Folder, part: str = "vae") -> Autoencoder | Pixels:
+def codec_of(folder: Parts, part: str = "vae") -> Autoencoder | Pixels:
     """The codec between pixels and what a pipeline's network sees; pixels themselves where there is no autoencoder.
 
     Args:
@@ -131,7 +131,7 @@ def numbers(config: Mapping[str, Any], pipeline: str) -> tuple[tuple[float, ...]
     return (0.0,), (factor,)
 
 
-def refuse_missing(folder: Folder, part: str) -> None:
+def refuse_missing(folder: Parts, part: str) -> None:
     """Raise unless a pipeline without this part works on pixels."""
     if part in folder.index:
         raise FolderError(

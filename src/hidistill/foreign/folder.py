@@ -9,11 +9,10 @@ import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +29,7 @@ class FolderError(ValueError):
     """A folder that is not what it should be: names what was found, what is supported, and what to do."""
 
 
-def library(name: str = "diffusers") -> ModuleType:
+def library(name: str = "diffusers", *, extra: str = "diffusers") -> ModuleType:
     """A library that only some uses need.
 
     Raises:
@@ -42,8 +41,57 @@ def library(name: str = "diffusers") -> ModuleType:
         if error.name != name:
             raise
         raise ModuleNotFoundError(
-            f"{name} is not installed, which is needed here; pip install 'hidistill[diffusers]' brings it", name=name
+            f"{name} is not installed, which is needed here; pip install 'hidistill[{extra}]' brings it", name=name
         ) from None
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """Where the parts of a pipeline are had from: a `Folder`, or what is read as one."""
+
+    @property
+    def root(self) -> Path:
+        """Where it lies."""
+        ...
+
+    @property
+    def variant(self) -> str | None:
+        """Of the weights."""
+        ...
+
+    @property
+    def index(self) -> Mapping[str, Any]:
+        """What `model_index.json` says."""
+        ...
+
+    @property
+    def pipeline(self) -> str:
+        """Class name of the pipeline."""
+        ...
+
+    def names(self) -> list[str]:
+        """The parts that it has."""
+        ...
+
+    def has(self, part: str) -> bool:
+        """Whether it has a part."""
+        ...
+
+    def place(self, part: str) -> Path:
+        """The folder of a part."""
+        ...
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The configuration of a part."""
+        ...
+
+    def digest(self, part: str) -> str:
+        """What tells a part's weights from others."""
+        ...
+
+    def network(self, part: str) -> nn.Module:
+        """A part built from its configuration, with its weights."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -74,7 +122,7 @@ class Folder:
                 f"{', '.join(found) or 'nothing'}: give the folder that save_pretrained wrote, or a checkpoint's file"
             )
 
-    @cached_property
+    @property
     def index(self) -> Mapping[str, Any]:
         """What `model_index.json` says; empty for the folder of a network alone."""
         path = self.root / "model_index.json"

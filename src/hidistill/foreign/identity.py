@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hidistill.foreign.folder import library
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
 
@@ -26,18 +28,12 @@ def identity_autoencoder(channels: int) -> "AutoencoderTiny":
         channels: of the pictures: 1 for gray, 3 for color.
 
     Raises:
-        ImportError: if diffusers is not installed.
+        ModuleNotFoundError: if diffusers is not installed.
         ValueError: if there are no channels.
     """
     if channels < 1:
         raise ValueError(f"channels={channels}: a picture has at least 1; give 1 for gray or 3 for color")
-    try:
-        from diffusers import AutoencoderTiny
-    except ImportError as error:
-        raise ImportError(
-            "an autoencoder for pipelines is diffusers' own, which is not installed; pip install 'hidistill[diffusers]'"
-        ) from error
-    autoencoder = AutoencoderTiny(
+    autoencoder = library().AutoencoderTiny(
         in_channels=channels,
         out_channels=channels,
         latent_channels=channels,

@@ -1,5 +1,10 @@
-"""The adversarial game on a teacher's features: one side tells apart, the other fools."""
+"""The adversarial game on a network's features: one side tells apart, the other fools.
 
+The features are the frozen teacher's, or the fake score's (arXiv 2405.14867, section 4.3): what learns is what the
+update's optimizer holds, and weights that require no gradient get none.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +14,7 @@ from torch import Tensor
 
 from hidistill.path import concatenate, interpolate, rows_of
 from hidistill.times import Uniform
-from hidistill.types import Discriminator, Loss, Noised, Rollout, Teacher, TimeLaw, Times
+from hidistill.types import Discriminator, Loss, Noised, NoiseLaw, PerSample, Rollout, Teacher, TimeLaw, Times
 
 
 @runtime_checkable
@@ -78,25 +83,27 @@ class Fool:
 
     def __call__(self, noised: Noised) -> Loss:
         """The loss per sample, mean over its logits."""
-        logits = self.discriminator(noised.probe.features)
+        logits = self.discriminator(noised.probe.features, t=noised.t, cond=noised.cond)
         return Loss(self.game.fool(logits.float()).mean(1), {"fool_logit": logits.detach().mean()})
 
 
 @dataclass(frozen=True)
 class TellApart:
-    """The discriminator's side: real and generated samples, noised alike, in the frozen teacher's features.
+    """The discriminator's side: real and generated samples, noised alike, in a network's features.
 
     With approximate R1 (after arXiv 2501.08316): `penalty |(D(x + eps n) - D(x)) / eps|^2` on a share of the real
     samples, which holds the slope down without a second derivative; divided by eps, its weight does not depend on it.
 
     Args:
-        teacher: gives the features; frozen.
+        teacher: gives the features; the frozen teacher, or the fake score, which learns from this loss too where it
+            shares the update with the discriminator.
         discriminator: what learns.
         times: distribution of t; real and generated samples of a row share t, not the noise.
         game: the losses.
         penalty: weight of the slope's penalty; 0 leaves it out.
         penalty_share: share of the batch that pays it.
         penalty_step: eps, in units of the data.
+        noise: draws the path's end at t = 1; as the teacher has learned it.
     """
 
     teacher: Teacher
@@ -106,6 +113,7 @@ class TellApart:
     penalty: float = 0.0
     penalty_share: float = 0.25
     penalty_step: float = 0.01
+    noise: NoiseLaw = torch.randn_like
 
     def __post_init__(self) -> None:
         """Refuse a penalty that is negative or has no step or share."""
@@ -119,7 +127,7 @@ class TellApart:
         """Draw times and noises, then judge."""
         real = rollout.real
         t = self.times.sample(real)
-        noise = torch.randn_like(torch.cat([real, rollout.generated]))
+        noise = self.noise(torch.cat([real, rollout.generated]))
         count = max(1, round(self.penalty_share * len(real))) if self.penalty else 0
         return self.at(rollout, t=t, noise=noise, direction=torch.randn_like(real[:count]))
 
@@ -133,13 +141,14 @@ class TellApart:
             direction: n of the penalty for the first rows, as many as pay it; none without a penalty.
         """
         b, count = len(t), len(direction)
-        x_t = interpolate(torch.cat([rollout.real, rollout.generated.detach()]), noise, torch.cat([t, t]))
+        x_t = interpolate(torch.cat([rollout.real, rollout.generated]).detach(), noise, torch.cat([t, t]))
         moved = x_t[:count] + self.penalty_step * direction
         cond = concatenate(concatenate(rollout.cond, rollout.cond), rows_of(rollout.cond, slice(count)))
-        with torch.no_grad():
-            features = self.teacher.features(torch.cat([x_t, moved]), t=torch.cat([t, t, t[:count]]), cond=cond)
+        times = torch.cat([t, t, t[:count]])
+        features = self.teacher.features(torch.cat([x_t, moved]), t=times, cond=cond)
         # One pass for all: spectral norms change from pass to pass, which a difference quotient would take for slope.
-        real, generated, beside = self.discriminator(features).float().split([b, b, count])
+        logits = self.discriminator(features, t=times, cond=cond).float()
+        real, generated, beside = logits.split([b, b, count])
         value = (self.game.real(real) + self.game.generated(generated)).mean(1)
         right = 0.5 * ((real.detach() > 0).float().mean() + (generated.detach() < 0).float().mean())
         metrics = {"real_logit": real.detach().mean(), "generated_logit": generated.detach().mean(), "accuracy": right}
@@ -149,3 +158,84 @@ class TellApart:
             # Scaled so that the batch's mean is that of the rows that pay.
             value = value + self.penalty * F.pad(slope * b / count, (0, b - count))
         return Loss(value, metrics)
+
+
+@dataclass(frozen=True)
+class DivergenceWeight:
+    """What makes DMD's gradient that of another f-divergence: `h(r) = r^2 f''(r)`, r = p_real(x_t) / p_student(x_t).
+
+    The gradient of a divergence `E_student[f(r)]` in a sample is `h(r) (score_fake - score_real)` (arXiv 2502.15681).
+    The ratio is read off a discriminator: where it was trained by the logistic game, and could learn all, its logit is
+    log r. Spectral norms and R1 hold it short of that. Several logits are averaged. The weights are divided by their
+    mean over the batch, all times together: a divergence says which samples count, not how much all do.
+
+    Args:
+        critic: the game that trains the discriminator, on the features that the noised samples come with.
+        h: the weight as a function of r; those below, or another.
+        least: the smallest ratio; smaller ones are taken for it.
+        most: the largest.
+
+    Raises:
+        ValueError: if the game's best logit is not log r (the hinge's is not), or the bounds are no interval.
+    """
+
+    critic: TellApart
+    h: Callable[[Tensor], Tensor]
+    least: float = 0.1
+    most: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that are none, and games whose logits say nothing of densities."""
+        if not 0 < self.least < self.most:
+            raise ValueError(f"least={self.least}, most={self.most}: ratios must have 0 < least < most")
+        if not logistic(self.critic.game):
+            raise ValueError(
+                f"the discriminator is trained by {type(self.critic.game).__name__}, whose logits are no ratios of "
+                "densities; train it by Softplus, or leave the weight out"
+            )
+
+    @torch.no_grad()
+    def __call__(self, noised: Noised) -> PerSample:
+        """A factor per sample, of mean 1."""
+        logits = self.critic.discriminator(noised.probe.features, t=noised.t, cond=noised.cond)
+        weight = self.h(logits.float().mean(1).exp().clamp(self.least, self.most))
+        return weight / weight.mean()
+
+
+def logistic(game: Game) -> bool:
+    """Whether a game's best logit is log(p_real / p_generated): `generated'(z) = -exp(z) real'(z)` for all z."""
+    with torch.enable_grad():
+        z = torch.linspace(-3, 3, 13, requires_grad=True)
+        (real,) = torch.autograd.grad(game.real(z).sum(), z)
+        (generated,) = torch.autograd.grad(game.generated(z).sum(), z)
+    return torch.allclose(generated, -z.detach().exp() * real, rtol=1e-3, atol=1e-5)
+
+
+def reverse_kl(r: Tensor) -> Tensor:
+    """KL(student || real), f = -log r: DMD as it is."""
+    return torch.ones_like(r)
+
+
+def forward_kl(r: Tensor) -> Tensor:
+    """KL(real || student), f = r log r: counts the samples where data is denser, and so covers it."""
+    return r
+
+
+def jensen_shannon(r: Tensor) -> Tensor:
+    """Twice the Jensen-Shannon divergence, f = r log r - (r + 1) log((r + 1) / 2)."""
+    return 1 - 1 / (1 + r)
+
+
+def squared_hellinger(r: Tensor) -> Tensor:
+    """Four times the squared Hellinger distance, f = 2 (1 - sqrt r)^2."""
+    return r.sqrt()
+
+
+def jeffreys(r: Tensor) -> Tensor:
+    """Both directions of KL, f = (r - 1) log r."""
+    return 1 + r
+
+
+def neyman(r: Tensor) -> Tensor:
+    """Half of Neyman's chi-squared, f = (1 - r)^2 / (2 r): counts the samples that data has not."""
+    return 1 / r

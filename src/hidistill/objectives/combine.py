@@ -1,6 +1,6 @@
 """The bridge from data to samples: one draw of the student, one pass of the teacher, several judges."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -11,9 +11,11 @@ from hidistill.path import interpolate, per_row
 from hidistill.times import Uniform
 from hidistill.types import (
     Batch,
+    Cond,
     Loss,
     Noised,
     NoisedObjective,
+    NoiseLaw,
     Objective,
     Points,
     Probe,
@@ -22,6 +24,8 @@ from hidistill.types import (
     Student,
     Teacher,
     TimeLaw,
+    Times,
+    VelocityField,
 )
 
 
@@ -60,6 +64,7 @@ class OnSamples:
         differentiable: whether the samples carry the student's gradient.
         starts: times s; rows take them in turn.
         weights: factor of each term; 1 where absent.
+        noise: draws what a jump from s = 1 starts at; as the teacher has learned it.
     """
 
     student: Student
@@ -67,6 +72,7 @@ class OnSamples:
     differentiable: bool
     starts: tuple[float, ...] = (1.0,)
     weights: Mapping[str, float] | None = None
+    noise: NoiseLaw = torch.randn_like
 
     def __post_init__(self) -> None:
         """Refuse starts outside (0, 1], no terms, and weights of nothing."""
@@ -76,7 +82,7 @@ class OnSamples:
 
     def __call__(self, batch: Batch) -> Loss:
         """Draw, then judge."""
-        noise = torch.randn_like(batch.x)
+        noise = self.noise(batch.x)
         s = torch.tensor(self.starts, device=noise.device).repeat(len(noise))[: len(noise)]
         x_s = noise if set(self.starts) == {1.0} else interpolate(batch.x, noise, s)
         with nullcontext() if self.differentiable else torch.no_grad():
@@ -101,39 +107,61 @@ class OnGenerated:
 class OnNoised:
     """Noises the samples once and passes them through the frozen teacher once, for its velocity and its features.
 
+    Told of another network to take the features from, the bridge passes both once, the teacher for its velocity alone.
+    With the fake score there (arXiv 2405.14867, section 4.3), `DMD` makes no pass of its own.
+
     The gradient that the terms send back through the features is scaled at the sample to a root mean square of
     `feature_gradient / components`, over the batch's mean loss: a size in the unit of DMD's normalized gradient, the
     same for every teacher, discriminator and number of logits (batch by batch, where Adversarial Flow Models keep a
-    running average of it). Weights on such terms cancel; this number is their weight.
+    running average of it). A weight that all such terms share cancels; this number is their weight, and theirs say
+    how they divide it.
 
     Args:
-        teacher: the frozen, guided teacher.
+        teacher: the frozen, guided teacher. Where no term reads its velocity, give it without guidance: the features
+            are the same, and the null pass is spared.
         times: distribution of t.
         terms: judges of the noised samples by name.
         feature_gradient: size of the gradient through the features; 0 sends none and keeps no graph.
+        features_of: the network that the features are taken from; None is the teacher.
+        weights: factor of each term; 1 where absent.
+        noise: draws the path's end at t = 1; as the teacher has learned it.
     """
 
     teacher: Teacher
     times: TimeLaw = Uniform(0.02, 0.98)
     terms: Mapping[str, NoisedObjective] | None = None
     feature_gradient: float = 0.0
+    features_of: Teacher | None = None
+    weights: Mapping[str, float] | None = None
+    noise: NoiseLaw = torch.randn_like
 
     def __post_init__(self) -> None:
-        """Refuse a missing judge and a negative size."""
+        """Refuse a missing judge, weights of nothing, and a negative size."""
         if not self.terms:
             raise ValueError("OnNoised without terms judges nothing; give e.g. terms={'dmd': DMD(fake)}")
+        refuse_strangers(self.terms, self.weights or {})
         if self.feature_gradient < 0:
             raise ValueError(f"feature_gradient={self.feature_gradient}: the gradient's size must not be negative")
 
     def __call__(self, rollout: Rollout) -> Loss:
         """Noise, pass, judge."""
         x_0 = rollout.generated
-        t, noise = self.times.sample(x_0), torch.randn_like(x_0)
+        t, noise = self.times.sample(x_0), self.noise(x_0)
         reached = GradientSize.apply(x_0, self.feature_gradient) if self.feature_gradient else x_0.detach()
         x_t = interpolate(reached, noise, t)
-        velocity, features = self.teacher.probe(x_t, t=t, cond=rollout.cond)
-        noised = Noised(x_0, x_t, t, rollout.cond, Probe(velocity.detach(), features))
-        return total({name: term(noised) for name, term in (self.terms or {}).items()}, {})
+        probe, known = self.passes(x_t, t=t, cond=rollout.cond)
+        noised = Noised(x_0, x_t, t, rollout.cond, probe, rollout.real, known)
+        return total({name: term(noised) for name, term in (self.terms or {}).items()}, self.weights or {})
+
+    def passes(self, x_t: Points, *, t: Times, cond: Cond) -> tuple[Probe, Sequence[tuple[VelocityField, Points]]]:
+        """The teacher's velocity with the features, and velocities that came beside them; none has a gradient."""
+        if self.features_of is None:
+            velocity, features = self.teacher.probe(x_t, t=t, cond=cond)
+            return Probe(velocity.detach(), features), ()
+        beside, features = self.features_of.probe(x_t, t=t, cond=cond)
+        with torch.no_grad():
+            velocity = self.teacher.velocity(x_t.detach(), t=t, cond=cond)
+        return Probe(velocity, features), ((self.features_of, beside.detach()),)
 
 
 class GradientSize(torch.autograd.Function):

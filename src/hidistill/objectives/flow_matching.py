@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hidistill.path import interpolate, mean_per_sample, per_row
 from hidistill.times import Uniform
-from hidistill.types import Batch, Cond, Loss, PerSample, Points, TimeLaw, Times, VelocityField
+from hidistill.types import Batch, Cond, Loss, NoiseLaw, PerSample, Points, TimeLaw, Times, VelocityField
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class FlowMatching:
         teacher: another field of the same conditions, whose velocity at x_t is regressed in place of `noise - x_0`: the
             target then has no variance given x_t. This is how a velocity moves into another architecture.
         weight: of a sample's loss at time t; None weighs all alike.
+        noise: draws the path's end at t = 1.
     """
 
     field: VelocityField
@@ -34,6 +35,7 @@ class FlowMatching:
     drop: float = 0.0
     teacher: VelocityField | None = None
     weight: Callable[[Times], PerSample] | None = None
+    noise: NoiseLaw = torch.randn_like
 
     def __post_init__(self) -> None:
         """Refuse a share outside [0, 1), and dropping without a null condition."""
@@ -44,7 +46,7 @@ class FlowMatching:
 
     def __call__(self, batch: Batch) -> Loss:
         """Draw times, noise and dropped conditions, then regress."""
-        t, noise = self.times.sample(batch.x), torch.randn_like(batch.x)
+        t, noise = self.times.sample(batch.x), self.noise(batch.x)
         cond = batch.cond
         if self.drop and self.null is not None:
             dropped = torch.rand(len(batch.x), device=batch.x.device) < self.drop

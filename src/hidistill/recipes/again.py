@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
+from hidistill.codecs import modules_of
 from hidistill.recipes import digits, fashion, images, pipelines
 from hidistill.recipes.judging import PARTIAL, Jury, conclude, refuse_count
+from hidistill.train.driver import refuse_device
 from hidistill.train.folder import FINISHED, locked
 from hidistill.types import Teacher
 
@@ -46,6 +50,7 @@ def judge(
     teacher: Path | None = None,
     images: Path | None = None,
     cache: Path | None = None,
+    device: str = "cpu",
 ) -> None:
     """Evaluate a finished run again and write its report anew; the evaluation before it is kept in RUN/evaluations.
 
@@ -59,7 +64,9 @@ def judge(
         teacher: where the teacher lies now; by default where it lay when the run was started.
         images: where the folder of pictures lies now; by default where it lay when the run was started.
         cache: where the cache lies now; by default where it lay when the run was started.
+        device: where the networks run, e.g. cuda.
     """
+    refuse_device(device)
     refuse_settings((*teacher_steps, *student_steps), scales, student_steps)
     recipe, arguments = recipe_of(run)
     if not (run / FINISHED).exists():
@@ -71,6 +78,9 @@ def judge(
     judges, net, settings = BENCHES[recipe].build(run, arguments)
     count = samples if samples is not None else min(arguments["evaluate_samples"], len(judges.test.images))
     refuse_count(judges, count)
+    for module in (net, *modules_of(judges.codec).values()):
+        assert isinstance(module, nn.Module)
+        module.to(device)
     with locked(run):
         keep(run)
         if moved:  # the rows of an interrupted evaluation may be another teacher's

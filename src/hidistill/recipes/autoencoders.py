@@ -78,6 +78,7 @@ class Finish:
     @torch.no_grad()
     def __call__(self, folder: Path) -> None:
         """Write `vae`, `samples/reconstructions.png` and `reconstructions.json` into a run's folder."""
+        self.net.cpu()
         scale = 1 / torch.cat([self.net.encode(x).latent.flatten() for x in portions(self.train[:1000])]).std().item()  # type: ignore[operator]
         self.net.register_to_config(scaling_factor=scale)  # type: ignore[operator]
         with replaced(folder / "vae") as new:
@@ -226,7 +227,8 @@ def portions(pictures: UInt8[Tensor, "n c h w"], size: int = 64) -> Sequence[Poi
 @torch.no_grad()
 def reconstructed(net: Any, pictures: UInt8[Tensor, "n c h w"]) -> Images:  # noqa: ANN401 -- a class of diffusers
     """What comes back, in [0, 1]."""
-    return Pixels().decode(torch.cat([net.decode(net.encode(x).latent).sample for x in portions(pictures)]))
+    found = [net.decode(net.encode(x.to(net.device)).latent).sample.cpu() for x in portions(pictures)]
+    return Pixels().decode(torch.cat(found))
 
 
 def psnr(net: Any, pictures: UInt8[Tensor, "n c h w"]) -> float:  # noqa: ANN401 -- a class of diffusers

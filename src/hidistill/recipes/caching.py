@@ -13,12 +13,13 @@ import torch
 from hidistill.codecs import Autoencoder
 from hidistill.data import captioned, fashion, hub, prompts, shards
 from hidistill.data.cache import Plan, Progress, Summary, write
-from hidistill.foreign.autoencoder import codec_of
 from hidistill.foreign.folder import Folder, build
 from hidistill.foreign.network import Family
 from hidistill.foreign.text import Longer, Prompts, prompt_encoder
 from hidistill.pictures import Broken
-from hidistill.recipes.teachers import part_of
+from hidistill.recipes.originals import Checkpoint, Where, parts_at
+from hidistill.recipes.teachers import codec_at, part_of
+from hidistill.teachers.original import Kind
 from hidistill.types import Source
 
 logger = logging.getLogger(__name__)
@@ -59,12 +60,15 @@ def write_cache(
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     batch_size: int = 16,
     device: str = "cpu",
+    kind: Kind | None = None,
+    autoencoder: Where | None = None,
+    allow_pickle: bool = False,
     tell: Callable[[Progress], object] | None = None,
 ) -> Made:
     """Encode pictures and captions as a teacher sees them; the same call again goes on where it stopped.
 
     Args:
-        teacher: folder of a diffusers pipeline; nothing is written into it.
+        teacher: folder of a diffusers pipeline, or a checkpoint of DiT or SiT; nothing is written into it.
         images: a folder of pictures, perhaps of parts train, valid and test; `datasets:NAME` or `datasets:NAME:SPLIT`;
             tar files such as `data/{000..012}.tar`; prompts alone in a .txt or .jsonl file; or `fashion-mnist`.
         out: folder of the cache.
@@ -78,6 +82,9 @@ def write_cache(
         dtype: in which latents and conditions are stored.
         batch_size: pictures that are encoded at a time; another one may change last bits.
         device: where encoders run, e.g. cuda.
+        kind: which repository's a checkpoint is, dit or sit.
+        autoencoder: of a checkpoint: its folder, or pixels if there is none.
+        allow_pickle: whether weights in a pickle may be read, tensors alone.
         tell: is told how far it is.
 
     Raises:
@@ -85,19 +92,23 @@ def write_cache(
         CacheError: if the cache was begun with other arguments, or is being written.
         OSError: if the disk is full; what was written stays usable.
         ValueError: if the source does not fit the teacher: no captions, no classes, wrong sizes.
+        WeightsError: if a checkpoint is damaged, or holds another network.
     """
-    folder = Folder(teacher)
+    folder = parts_at(teacher, kind=kind, autoencoder=autoencoder, allow_pickle=allow_pickle)
     part, family = part_of(folder)
     config = folder.config(part)
     alone = images.endswith(prompts.ENDINGS)
-    codec = None if alone else codec_of(folder)
+    codec = None if alone else codec_at(folder)
     if isinstance(codec, Autoencoder):
         codec.module.to(device)
     side = 0 if codec is None else side_of(config, size, codec.factor, where=str(folder.place(part)))
     read = reader(images, size=side, broken=broken)
     source = read()
     classes, notes = fitting(source, family, config, alone=alone, where=str(folder.place(part)))
-    encoder = encoder_of(folder, longer, length, instruction, device) if family.texts else None
+    encoder = None
+    if family.texts:
+        assert isinstance(folder, Folder)
+        encoder = encoder_of(folder, longer, length, instruction, device)
     for note in (*source.notes, *notes, *(encoder.notes if encoder is not None else ())):
         logger.info(note)
     plan = Plan(
@@ -201,7 +212,7 @@ def fitting(
     return classes, (few,) if 0 < len(source.classes) < classes else ()
 
 
-def described(folder: Folder, codec: object, family: Family) -> str:
+def described(folder: Folder | Checkpoint, codec: object, family: Family) -> str:
     """What encoded what, in words."""
     pictures = ""
     if codec is not None:

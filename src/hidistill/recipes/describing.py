@@ -10,6 +10,7 @@ from hidistill import weights
 from hidistill.codecs import Autoencoder
 from hidistill.foreign.folder import Folder
 from hidistill.foreign.network import Network
+from hidistill.recipes.originals import REPOSITORIES, Checkpoint
 from hidistill.recipes.teachers import Loaded, shape_of
 from hidistill.teachers.dit import DiT
 from hidistill.types import Codec
@@ -21,6 +22,7 @@ Rows = Mapping[str, str]
 def rows_of_folder(loaded: Loaded) -> Rows:
     """A pipeline of diffusers."""
     folder, network = loaded.folder, loaded.network
+    assert isinstance(folder, Folder)
     said = {key: loaded.scheduler[key] for key in ("prediction_type", "beta_schedule") if key in loaded.scheduler}
     scheduler = ", ".join(
         [str(loaded.scheduler.get("_class_name")), *(f"{key} {value}" for key, value in said.items())]
@@ -36,14 +38,15 @@ def rows_of_folder(loaded: Loaded) -> Rows:
     }
 
 
-def rows_of_checkpoint(network: Network, path: Path, kind: str) -> Rows:
-    """A checkpoint of DiT or SiT."""
+def rows_of_checkpoint(network: Network, checkpoint: Checkpoint, codec: Codec | None) -> Rows:
+    """A checkpoint of DiT or SiT, and the autoencoder that came with it, if one did."""
+    missing = "none in a checkpoint; the published ones live on latents of Stable Diffusion's autoencoder"
     return {
-        "teacher": str(path),
-        "checkpoint": f"of the repository of {'DiT' if kind == 'dit' else 'SiT'}",
+        "teacher": str(checkpoint.root),
+        "checkpoint": f"of the repository of {REPOSITORIES[checkpoint.kind]}",
         **rows_of_network(network),
-        "codec": "none in a checkpoint; these networks live on latents of Stable Diffusion's autoencoder",
-        "digest of weights": digest(path),
+        "codec": missing if codec is None else in_words(codec),
+        "digest of weights": checkpoint.digest("transformer"),
     }
 
 

@@ -75,6 +75,7 @@ class Finish:
 
     def __call__(self, folder: Path) -> None:
         """Write `pipeline` and `samples/prompts.png` into a run's folder."""
+        self.network.cpu()
         with replaced(folder / "pipeline") as new:
             write_pipeline(new, self.network.net, text=self.text, vae=self.vae)
         (folder / "samples").mkdir(exist_ok=True)

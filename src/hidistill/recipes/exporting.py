@@ -17,12 +17,12 @@ from hidistill.export.few_step import STEPS, export_few_step
 from hidistill.export.fold import fold
 from hidistill.export.onnx import Generator, export_onnx
 from hidistill.export.parts import refuse_file, refuse_places
-from hidistill.foreign.autoencoder import codec_of
-from hidistill.foreign.folder import Folder
+from hidistill.foreign.folder import Folder, Parts
 from hidistill.foreign.network import FlowMap
 from hidistill.recipes.folding import Jump, example_of, folded_dit, formula, hold
-from hidistill.recipes.students import FLOW_MAP, student_from
-from hidistill.recipes.teachers import part_of
+from hidistill.recipes.originals import REPOSITORIES, Checkpoint, Where
+from hidistill.recipes.students import FLOW_MAP, resolved, student_from, teacher_parts
+from hidistill.recipes.teachers import codec_at, part_of
 from hidistill.report.folder import document
 from hidistill.report.scores import columns, meaning, of_role, show, space
 from hidistill.teachers.dit import DiT, FlowMapDiT
@@ -54,6 +54,7 @@ def export(
     to: Format,
     out: Path,
     teacher: Path | None = None,
+    autoencoder: Where | None = None,
     decode: bool = False,
     steps: int | None = None,
     variant: str | None = None,
@@ -66,7 +67,8 @@ def export(
         to: diffusers for a folder that stock diffusers runs in one step; few-step for one that also makes several steps
             with a small pipeline file of its own; safetensors or onnx for one file of the one-step generator.
         out: the folder or file to write.
-        teacher: the teacher's folder, if it lies elsewhere now than when the student was trained.
+        teacher: the teacher's folder or checkpoint, if it lies elsewhere now than when the student was trained.
+        autoencoder: that of a checkpoint, likewise.
         decode: whether an ONNX file gives pixels in [0, 1] instead of samples: the autoencoder is in it, too.
         steps: the most steps of a few-step folder; by default 8.
         variant: of the files in the teacher's folder that have no plain name, e.g. fp16.
@@ -84,39 +86,50 @@ def export(
     path = student_file(source)
     stored = weights.read(path)
     if stored.family == OURS:
-        if teacher is not None:
-            raise ValueError(f"--teacher {teacher}: a DiT of ours needs nothing of its teacher's; leave it out")
+        if teacher is not None or autoencoder is not None:
+            option = f"--teacher {teacher}" if teacher is not None else f"--autoencoder {autoencoder}"
+            raise ValueError(f"{option}: a DiT of ours needs nothing of its teacher's; leave it out")
         return export_ours(stored, path, to=to, out=out, decode=decode, force=force)
     if stored.family != FLOW_MAP:
         raise ValueError(
             f"{path} holds a {stored.family!r}; what can be exported is a student, a {FLOW_MAP!r} or a {OURS!r}: give "
             "a run that distilled one, or its models/student.safetensors"
         )
-    if teacher is not None:
-        stored = replace(stored, config={**stored.config, "teacher": str(teacher.resolve())})
+    stored = replace(stored, config={**stored.config, **moved(stored.config, teacher, autoencoder)})
     if to in SUFFIXES and not decode:
         student = student_from(stored, source=str(path))
         return save_folded(student, stored, out) if to == "safetensors" else trace(student, stored, out, codec=None)
     folder = teacher_of(stored, variant)
     if to == "onnx":
-        return trace(student_from(stored, source=str(path)), stored, out, codec=codec_of(folder))
+        return trace(student_from(stored, source=str(path)), stored, out, codec=codec_at(folder))
+    if isinstance(folder, Checkpoint) and folder.vae is not None:
+        refuse_places(out, folder.vae.root, force=force)
     refuse_places(out, folder.root, force=force)
     return write_folder(stored, path, folder, out, steps=(steps or STEPS) if to == "few-step" else None, force=force)
 
 
-def teacher_of(stored: weights.Weights, variant: str | None) -> Folder:
-    """The folder of a student's teacher.
+def moved(config: Mapping[str, Any], teacher: Path | None, autoencoder: Where | None) -> dict[str, Any]:
+    """Where a student's teacher lies now, in the words of its weights file.
+
+    Raises:
+        ValueError: if an autoencoder came for a teacher from a folder, which has its own.
+    """
+    if autoencoder is not None and not config.get("kind"):
+        raise ValueError(
+            f"--autoencoder {autoencoder}: the student's teacher is the folder of a pipeline, which has its own; say "
+            "with --teacher where that lies"
+        )
+    found: dict[str, Any] = {} if teacher is None else {"teacher": str(teacher.resolve())}
+    return found if autoencoder is None else {**found, "autoencoder": resolved(autoencoder)}
+
+
+def teacher_of(stored: weights.Weights, variant: str | None) -> Folder | Checkpoint:
+    """The folder or checkpoint of a student's teacher.
 
     Raises:
         ValueError: if nothing lies there now, or another network.
     """
-    root = Path(stored.config["teacher"])
-    if not root.is_dir():
-        raise ValueError(
-            f"the student was distilled from the teacher in {root}, where nothing lies now, and whose other parts are "
-            "needed: say with --teacher where it is"
-        )
-    folder = Folder(root, variant)
+    folder = teacher_parts(stored.config, variant=variant)
     part, _ = part_of(folder)
     there, mine = folder.config(part), stored.config["network"]
     differing = [key for key in mine if key != "_diffusers_version" and there.get(key) != mine[key]]
@@ -130,12 +143,12 @@ def teacher_of(stored: weights.Weights, variant: str | None) -> Folder:
 
 
 def write_folder(
-    stored: weights.Weights, path: Path, folder: Folder, out: Path, *, steps: int | None, force: bool
+    stored: weights.Weights, path: Path, folder: Folder | Checkpoint, out: Path, *, steps: int | None, force: bool
 ) -> Done:
     """A folder of diffusers, for one step or also for several."""
     student, scheduler = student_from(stored, source=str(path)), stored.config["scheduler"]
     card = Card(
-        teacher=f"{folder.root.name}, a {folder.pipeline}",
+        teacher=named(folder),
         lines=dict(stored.card),
         metrics=metrics_of(path),
         license=license_of(folder.root),
@@ -149,7 +162,14 @@ def write_folder(
     return Done(out, (f"{made.pipeline}: {out}", *made.usage.splitlines()))
 
 
-def unasked(config: Mapping[str, Any], folder: Folder) -> str:
+def named(folder: Folder | Checkpoint) -> str:
+    """A teacher in words."""
+    if isinstance(folder, Checkpoint):
+        return f"{folder.root.name}, a checkpoint of {REPOSITORIES[folder.kind]}"
+    return f"{folder.root.name}, a {folder.pipeline}"
+
+
+def unasked(config: Mapping[str, Any], folder: Parts) -> str:
     """The argument that keeps SANA's lines away from prompts, for a student that never saw them."""
     without = folder.pipeline == "SanaPipeline" and config.get("prompts", {}).get("instruction") == []
     return ", complex_human_instruction=None" if without else ""

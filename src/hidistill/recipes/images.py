@@ -199,7 +199,7 @@ def distill(
     refine_steps: int = 400,
     batch_size: int = 32,
     guidance: float = 1.5,
-    discriminator: Literal["adaptive", "pooled", "per_token", "none"] = "adaptive",
+    discriminator: Literal["adaptive", "pooled", "convolutional", "per_token", "none"] = "adaptive",
     derivative: Literal["forward", "central"] = "forward",
     trajectory_weight: float = 0.02,
     evaluate_samples: int = 500,

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hidistill.codecs import Autoencoder
 from hidistill.foreign.inspection import LEAST, Finding, inspect, inspect_samples
 from hidistill.foreign.questions import Space
-from hidistill.path import rows_of
+from hidistill.path import cond_on, rows_of
 from hidistill.recipes.describing import Rows
+from hidistill.recipes.originals import Where
 from hidistill.recipes.subjects import shown, subject_of
 from hidistill.teachers.original import Kind
 from hidistill.types import Codec, Cond, Points, Teacher
@@ -57,6 +57,7 @@ def inspect_teacher(
     samples: int = 64,
     size: int | None = None,
     kind: Kind | None = None,
+    autoencoder: Where | None = None,
     allow_pickle: bool = False,
     device: str = "cpu",
     seed: int = 0,
@@ -70,6 +71,7 @@ def inspect_teacher(
         samples: pictures of the test.
         size: side of the pictures in pixels; None is what the teacher was made for.
         kind: which repository's a checkpoint is, dit or sit.
+        autoencoder: of a checkpoint: its folder, or pixels if there is none; pictures cannot be shown to it without.
         allow_pickle: whether weights in a pickle may be read, tensors alone.
         device: where the teacher runs.
         seed: of the test's noise.
@@ -81,12 +83,12 @@ def inspect_teacher(
         raise ValueError("both pictures and a cache came; give one of them")
     if samples < LEAST:
         raise ValueError(f"samples={samples}: a self-test needs at least {LEAST}, and 64 are good")
-    subject = subject_of(teacher, kind=kind, allow_pickle=allow_pickle, size=size)
+    subject = subject_of(teacher, kind=kind, autoencoder=autoencoder, allow_pickle=allow_pickle, size=size)
     given = shown(subject, images=images, cache=cache, samples=samples)
     if given.cond is None:
         missing = Finding("self-test", given.words, "warn", "give pictures, or a cache")
         return Inspected(subject.rows, "not made", [missing])
-    tested, cond = subject.teacher.to(device), moved(given.cond, device)
+    tested, cond = subject.teacher.to(device), cond_on(given.cond, device)
     if given.x_0 is None:
         assert subject.shape is not None
         findings = inspect_samples(tested, subject.shape, cond, seed=seed)
@@ -154,8 +156,3 @@ def spaces_of(codec: Codec | None) -> list[Space]:
         cure = f"the network was trained without shift_factor or latents_mean: set it to 0 in {place}"
         found.append(Space("without the shift", cure, offset=offset))
     return found
-
-
-def moved(cond: Cond, device: str) -> Cond:
-    """Conditions on a device."""
-    return cond.to(device) if isinstance(cond, Tensor) else {name: value.to(device) for name, value in cond.items()}

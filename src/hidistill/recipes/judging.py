@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hidistill import weights
 from hidistill.codecs import Pixels
@@ -23,7 +23,7 @@ from hidistill.metrics.endpoint import EndDistance
 from hidistill.metrics.frechet import FrechetDistance
 from hidistill.metrics.neighbors import Neighbors
 from hidistill.metrics.sharpness import HighFrequencyRatio
-from hidistill.path import interpolate, rows_of
+from hidistill.path import cond_on, interpolate, rows_of
 from hidistill.recipes.students import FLOW_MAP, student_from
 from hidistill.report import page
 from hidistill.report.pictures import save_attention, save_grids
@@ -206,9 +206,15 @@ def short_evaluation(judges: Jury, student: Student, *, n: int, seed: int, preci
     row = student_row("student", student, steps=1, precision=precision)
     evaluation = evaluate(
         [row], n=len(real.images) if judges.asked else n, seed=seed, real=real, codec=judges.codec, shape=judges.shape,
-        metrics=judges.quick_metrics(), cond=judges.cond("valid", n),
+        metrics=judges.quick_metrics(), cond=judges.cond("valid", n), device=device_of(student),
     )  # fmt: skip
     return dict(evaluation.rows[0].metrics)
+
+
+def device_of(network: object) -> str:
+    """Where a network's weights are; the CPU for what has none."""
+    weight = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    return "cpu" if weight is None else str(weight.device)
 
 
 def conclude(
@@ -225,8 +231,12 @@ def conclude(
     precision: str,
     discriminator: Adaptive | None = None,
 ) -> None:
-    """Evaluate a finished run, draw its pictures and write its page. Interrupted, it goes on after the last row."""
-    students = read_students(folder)
+    """Evaluate a finished run, draw its pictures and write its page. Interrupted, it goes on after the last row.
+
+    All networks run where the teacher is.
+    """
+    device = device_of(teacher)
+    students = read_students(folder, device=device)
     rows: list[Contestant | Given] = [
         *contestants(
             teacher, students, scale=scale, scales=scales,
@@ -252,6 +262,7 @@ def conclude(
         cond=judges.cond("test", samples),
         reference=reference,
         features={space.name: words for space, words in judges.spaces.items()},
+        device=device,
         done=resumable(partial_path, samples=samples, seed=seed),
         on_row=keep,
     )
@@ -274,24 +285,24 @@ def resumable(path: Path, *, samples: int, seed: int) -> Evaluation | None:
     return done if (done.n, done.seed) == (samples, seed) else None
 
 
-def read_students(folder: Path) -> dict[str, Student]:
+def read_students(folder: Path, *, device: str = "cpu") -> dict[str, Student]:
     """The flow maps that a run's stages left in its folder."""
     found = {name: folder / "models" / f"{name}.safetensors" for name in ("student", "sketch")}
-    students = {name: read_student(path) for name, path in found.items() if path.exists()}
+    students = {name: read_student(path, device=device) for name, path in found.items() if path.exists()}
     if not students:
         raise ValueError(f"{folder} holds no student; expected {found['student']}: finish the run first")
     return students
 
 
-def read_student(path: Path) -> Student:
+def read_student(path: Path, *, device: str = "cpu") -> Student:
     """A flow map from its file: of our own DiT, or of another library's network."""
     stored = weights.read(path)
     if stored.family == FLOW_MAP:
-        return student_from(stored, source=str(path))
+        return student_from(stored, source=str(path)).to(device)
     stored = expect(path, "dit-flow-map")
     student = FlowMapDiT(DiT.from_config(dict(stored.config)))
     weights.load_into(student, stored.tensors, source=str(path))
-    return student.eval().requires_grad_(False)
+    return student.to(device).eval().requires_grad_(False)
 
 
 def read_teacher(path: Path) -> DiT:
@@ -332,7 +343,12 @@ def draw_pictures(
     rows["teacher"] = teacher_row(teacher, scale=scale, steps=REFERENCE_STEPS, precision=precision)
     kinds = {
         name: draw(
-            row.sample, seeds=seeds, cond=labels if cond is None else cond, shape=judges.shape, codec=judges.codec
+            row.sample,
+            seeds=seeds,
+            cond=labels if cond is None else cond,
+            shape=judges.shape,
+            codec=judges.codec,
+            device=device_of(teacher),
         ).images
         for name, row in rows.items()
     }
@@ -349,13 +365,15 @@ def draw_pictures(
 @torch.no_grad()
 def attention_maps(judges: Jury, part: str, teacher: Teacher, discriminator: Adaptive, *, n: int) -> list[Tensor]:
     """Where the discriminator looks on real images at t = 0.3: for each tapped layer (n, queries, tokens)."""
+    device = device_of(discriminator)
     split, t = balanced_subset(judges.valid if part == "valid" else judges.test, n), 0.3
     x_0 = judges.codec.encode(split.images.float() / 255)
-    times = torch.full((len(x_0),), t)
+    times = torch.full((len(x_0),), t, device=device)
     noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
-    cond = judges.cond(part, len(x_0))
-    features = teacher.features(interpolate(x_0, noise, times), t=times, cond=split.labels if cond is None else cond)
-    return discriminator.attention(features)
+    asked = judges.cond(part, len(x_0))
+    cond = cond_on(split.labels if asked is None else asked, device)
+    features = teacher.features(interpolate(x_0.to(device), noise.to(device), times), t=times, cond=cond)
+    return [weights.cpu() for weights in discriminator.attention(features, t=times, cond=cond)]
 
 
 def square_maps(maps: Sequence[Tensor]) -> Tensor | None:

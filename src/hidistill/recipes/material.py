@@ -15,6 +15,8 @@ from torch import Tensor
 from hidistill.data.cache import Cache
 from hidistill.data.cache.reading import lines_of
 from hidistill.evaluate import BATCH, seeds_of
+from hidistill.files import whole
+from hidistill.foreign.folder import Folder
 from hidistill.foreign.text import text_digest
 from hidistill.metrics.classifier import Classifier, accuracy, read_classifier, save_classifier, train_classifier
 from hidistill.metrics.efficientnet import EfficientNetLite0
@@ -80,7 +82,10 @@ def refuse_unfit(loaded: Loaded, stored: Cache) -> None:
             f"{stored.root} holds {stored.condition}s as conditions; a {network.family.name} needs {wanted}s: make a "
             "cache for this teacher"
         )
-    texts = text_digest(loaded.folder) if network.family.texts and stored.made_from["text"] else None
+    texts = None
+    if network.family.texts and stored.made_from["text"]:
+        assert isinstance(loaded.folder, Folder)
+        texts = text_digest(loaded.folder)
     stored.check(codec_digest=loaded.codec_digest if stored.has_latents else None, text_digest=texts)
     shape = shape_of(network)
     if stored.has_latents and shape is not None and stored.shape != shape:
@@ -139,9 +144,8 @@ def from_prompts(loaded: Loaded, stored: Cache, *, batch_size: int, guidance: fl
             part: latents_of(loaded, cond, count=counts[part], guidance=guidance, part=part)
             for part, cond in conds.items()
         }
-        partial = path.with_name(f".{name}.partial")
-        save_file(drawn, partial)
-        partial.replace(path)
+        with whole(path) as partial:
+            save_file(drawn, partial)
     x = load_file(path)
 
     def batch_at(step: int) -> Batch:

@@ -21,10 +21,12 @@ from hidistill.recipes.images import refuse_training, weights_of
 from hidistill.recipes.inspecting import refuse_wrong, self_test
 from hidistill.recipes.judging import Jury, read_teacher
 from hidistill.recipes.material import Material, from_cache, from_prompts, judges_of, refuse_unfit
+from hidistill.recipes.originals import Where, where_of
 from hidistill.recipes.students import FLOW_MAP, student_config
-from hidistill.recipes.teachers import Loaded, load
+from hidistill.recipes.teachers import Loaded, has_null, load
 from hidistill.recipes.two_stages import Cast, Plan, both_stages, settings
 from hidistill.seeds import fold_in, normal
+from hidistill.teachers.original import Kind
 from hidistill.train.experiment import Experiment
 from hidistill.types import Batch, PerSample, Teacher, Times
 
@@ -44,7 +46,7 @@ def distill(
     batch_size: int = 32,
     guidance: float | None = None,
     embedded: float | None = None,
-    discriminator: Literal["adaptive", "pooled", "per_token", "none"] = "adaptive",
+    discriminator: Literal["adaptive", "pooled", "convolutional", "per_token", "none"] = "adaptive",
     derivative: Literal["forward", "central"] = "forward",
     trajectory_weight: float = 0.02,
     lr: float = 1e-3,
@@ -52,6 +54,9 @@ def distill(
     lora_rank: int = 0,
     evaluate_samples: int = 500,
     classifier: Path | None = None,
+    kind: Kind | None = None,
+    autoencoder: Where | None = None,
+    allow_pickle: bool = False,
     seed: int = 0,
 ) -> Experiment:
     """Distill a diffusers pipeline into a one-step student: sketch, then refine, then evaluation.
@@ -60,13 +65,13 @@ def distill(
     Reaches: what its teacher allows.
 
     Args:
-        teacher: folder of the pipeline; nothing is written into it.
+        teacher: folder of the pipeline, or a checkpoint of DiT or SiT; nothing is written into it.
         cache: latents and conditions, from `hidistill cache`.
         sketch_steps: steps of MeanFlow distillation; 0 leaves the stage out.
         refine_steps: steps of distribution matching; 0 leaves the stage out.
         batch_size: samples per step.
         guidance: scale of the teacher's classifier-free guidance that is distilled, 1 is none; None is 1.5, and 1 for
-            teachers that embed their guidance.
+            teachers that embed their guidance or know no null condition.
         embedded: guidance scale for teachers that embed one; None is their pipeline's default.
         discriminator: the head on the teacher's features; none is distribution matching alone.
         derivative: how the sketch takes du/dt: forward mode, or central differences.
@@ -79,9 +84,13 @@ def distill(
             all weights.
         evaluate_samples: images per row of the final table, at most as many as there are test pictures.
         classifier: weights of a judge of the classes; None trains one on the cache's pictures.
+        kind: which repository's a checkpoint is, dit or sit.
+        autoencoder: of a checkpoint: its folder, or pixels if there is none.
+        allow_pickle: whether weights in a pickle may be read, tensors alone.
         seed: of everything.
     """
-    loaded, stored = load(teacher, embedded=embedded), Cache.open(cache)
+    stored = Cache.open(cache)
+    loaded = load(teacher, embedded=embedded, kind=kind, autoencoder=autoencoder, allow_pickle=allow_pickle)
     refuse_unfit(loaded, stored)
     scale = scale_of(loaded, guidance)
     material = material_of(loaded, stored, batch_size=batch_size, guidance=scale, seed=seed)
@@ -146,7 +155,7 @@ def scale_of(loaded: Loaded, given: float | None) -> float:
     if given is not None:
         return given
     embeds = loaded.network.net.config.get("guidance_embeds", False)  # type: ignore[union-attr]
-    return 1.0 if embeds else 1.5
+    return 1.5 if has_null(loaded.network) and not embeds else 1.0
 
 
 def material_of(loaded: Loaded, stored: Cache, *, batch_size: int, guidance: float, seed: int) -> Material:
@@ -255,7 +264,13 @@ def port(
 def bench(run: Path, arguments: Mapping[str, Any]) -> tuple[Jury, Teacher, dict[str, Any]]:
     """What `hidistill evaluate` needs to know of a run of `distill`."""
     del run
-    loaded = load(Path(arguments["teacher"]), embedded=arguments.get("embedded"))
+    loaded = load(
+        Path(arguments["teacher"]),
+        embedded=arguments.get("embedded"),
+        kind=arguments.get("kind"),
+        autoencoder=where_of(arguments.get("autoencoder")),
+        allow_pickle=bool(arguments.get("allow_pickle")),
+    )
     stored = Cache.open(Path(arguments["cache"]))
     refuse_unfit(loaded, stored)
     guidance = scale_of(loaded, arguments["guidance"])

@@ -135,7 +135,7 @@ class Folded:
     def __call__(self, folder: Path) -> None:
         """Write RUN/pipeline."""
         diffusers, root = library(), folder / "pipeline"
-        net: Any = self.network.net
+        net: Any = self.network.net.cpu()
         # The pipeline divides latents by this number before it decodes them.
         autoencoder = identity_autoencoder(int(net.config.in_channels))
         autoencoder.register_to_config(scaling_factor=SCALE / self.data_std)
@@ -179,5 +179,6 @@ def port(
         batch_at=batch_at,
         seed=seed,
         precision=quickest(),
+        frozen={"teacher": teacher},
         finish=Folded(network, teacher.data_std, tuple(split.classes), license),
     )

@@ -17,7 +17,7 @@ from hidistill.foreign.encoders import without_bars
 from hidistill.foreign.folder import library
 from hidistill.foreign.network import Network
 from hidistill.objectives.flow_matching import FlowMatching
-from hidistill.path import rows_of
+from hidistill.path import on, rows_of
 from hidistill.seeds import fold_in, normal, shuffled
 from hidistill.types import Batch, Record
 
@@ -101,11 +101,13 @@ class Held:
         noise = normal([fold_in(self.seed, "held out", i) for i in range(len(x))], x.shape[1:])
         t = (torch.arange(len(x)) + 0.5) / len(x)
         captions = rows_of(self.pairs.cond, slice(0, len(x)))
-        objective = FlowMatching(self.networks[stage])
+        network = self.networks[stage]
+        objective, device = FlowMatching(network), next(network.parameters()).device
         others = {name: value.roll(len(x) // 2, 0) for name, value in captions.items()}  # type: ignore[union-attr]
         losses = {"held_out": captions, "held_out_other_captions": others}
         return {
-            name: float(objective.at(Batch(x, cond), t=t, noise=noise).value.mean()) for name, cond in losses.items()
+            name: float(objective.at(on(Batch(x, cond), device), t=t.to(device), noise=noise.to(device)).value.mean())
+            for name, cond in losses.items()
         }
 
 

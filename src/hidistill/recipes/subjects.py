@@ -18,10 +18,12 @@ from hidistill.recipes.caching import side_of
 from hidistill.recipes.describing import Rows, rows_of_checkpoint, rows_of_folder, rows_of_weights
 from hidistill.recipes.judging import read_teacher
 from hidistill.recipes.material import refuse_unfit
-from hidistill.recipes.teachers import Loaded, load, part_of, shape_of
+from hidistill.recipes.originals import Checkpoint, Where, parts_at
+from hidistill.recipes.teachers import Loaded, load_parts, part_of, shape_of
 from hidistill.teachers import diffusers_dit, original
 from hidistill.teachers.dit import DiT
 from hidistill.types import Codec, Cond, Points, Record
+from hidistill.weights import WeightsError
 
 PROMPTS = (
     "a photograph of a cat on a sofa",
@@ -68,12 +70,15 @@ class Subject:
         return isinstance(self.teacher, Network) and bool(self.teacher.family.texts)
 
 
-def subject_of(place: Path, *, kind: original.Kind | None, allow_pickle: bool, size: int | None) -> Subject:
+def subject_of(
+    place: Path, *, kind: original.Kind | None, autoencoder: Where | None, allow_pickle: bool, size: int | None
+) -> Subject:
     """The teacher in a place.
 
     Args:
         place: a folder of diffusers, a checkpoint, or a weights file or run folder of ours.
         kind: which repository's a checkpoint is.
+        autoencoder: of a checkpoint: its folder, or "pixels"; None leaves open in which space it lives.
         allow_pickle: whether weights in a pickle may be read.
         size: side of the pictures in pixels; None is what the teacher was made for.
 
@@ -88,19 +93,48 @@ def subject_of(place: Path, *, kind: original.Kind | None, allow_pickle: bool, s
                 "that it distills"
             )
         return subject_of_weights(path)
-    if place.is_dir():
-        return subject_of_folder(load(place, allow_pickle=allow_pickle), size)
-    if kind is not None:
-        return subject_of_checkpoint(place, kind, allow_pickle=allow_pickle)
-    if place.suffix != ".safetensors":
-        raise ValueError(f"{place} is no folder and no weights file of ours; for a checkpoint say --kind dit or sit")
-    return subject_of_weights(place)
+    if kind is None and autoencoder is None and place.is_file() and place.suffix == ".safetensors":
+        try:
+            return subject_of_weights(place)
+        except WeightsError as error:
+            raise WeightsError(f"{error}. For a checkpoint of DiT or SiT say --kind dit or --kind sit") from error
+    found = parts_at(place, kind=kind, autoencoder=autoencoder, allow_pickle=allow_pickle)
+    if isinstance(found, Checkpoint):
+        return subject_of_checkpoint(found, size)
+    return subject_of_folder(load_parts(found), size)
 
 
 def subject_of_folder(loaded: Loaded, size: int | None) -> Subject:
     """A pipeline of diffusers."""
+    assert isinstance(loaded.folder, Folder)
+    return subject_of_network(loaded, rows_of_folder(loaded), loaded.folder, size)
+
+
+def subject_of_checkpoint(checkpoint: Checkpoint, size: int | None) -> Subject:
+    """A checkpoint of DiT or SiT, with its autoencoder, or without one."""
+    if checkpoint.autoencoder is not None:
+        loaded = load_parts(checkpoint)
+        return subject_of_network(loaded, rows_of_checkpoint(loaded.network, checkpoint, loaded.codec), None, size)
+    network = Network(checkpoint.network("transformer"), diffusers_dit.FAMILY, original.convention(checkpoint.kind))
+    shape = shape_of(network)
+    assert shape is not None
+
+    def side() -> int:
+        raise ValueError(
+            f"{checkpoint.root} has no autoencoder to encode pictures with; say --autoencoder DIR, the folder of the "
+            "one that it was trained with, or --autoencoder pixels, or give a cache"
+        )
+
+    return Subject(
+        network, rows_of_checkpoint(network, checkpoint, None), shape, network.classes, None, 0, side, None,
+        lambda stored: refuse_shape(stored, shape, network.classes),
+    )  # fmt: skip
+
+
+def subject_of_network(loaded: Loaded, rows: Rows, folder: Folder | None, size: int | None) -> Subject:
+    """A network of another library and its codec."""
     config, where = loaded.folder.config(part_of(loaded.folder)[0]), str(loaded.folder.root)
-    factor = loaded.codec.factor if isinstance(loaded.codec, Autoencoder | Pixels) else 1
+    factor = loaded.codec.factor
     channels = loaded.codec.image_channels if isinstance(loaded.codec, Autoencoder) else int(config["in_channels"])
     shape = shape_of(loaded.network)
     if size is not None:
@@ -108,31 +142,15 @@ def subject_of_folder(loaded: Loaded, size: int | None) -> Subject:
         shape = loaded.family.sample_channels(loaded.network.net), side, side
     return Subject(
         teacher=loaded.network,
-        rows=rows_of_folder(loaded),
+        rows=rows,
         shape=shape,
         classes=loaded.network.classes,
         codec=loaded.codec,
         channels=channels,
         side=lambda: side_of(config, size, factor, where=where),
-        folder=loaded.folder,
+        folder=folder,
         fits=lambda stored: refuse_unfit(loaded, stored),
     )
-
-
-def subject_of_checkpoint(path: Path, kind: original.Kind, *, allow_pickle: bool) -> Subject:
-    """A checkpoint of DiT or SiT, which has no autoencoder."""
-    net = original.read_original(path, kind=kind, allow_pickle=allow_pickle)
-    network = Network(net, diffusers_dit.FAMILY, original.convention(kind))
-    shape = shape_of(network)
-    assert shape is not None
-
-    def side() -> int:
-        raise ValueError(f"{path} has no autoencoder to encode pictures with; give a cache, made for a folder with one")
-
-    return Subject(
-        network, rows_of_checkpoint(network, path, kind), shape, network.classes, None, 0, side, None,
-        lambda stored: refuse_shape(stored, shape, network.classes),
-    )  # fmt: skip
 
 
 def subject_of_weights(path: Path) -> Subject:

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from hidistill.codecs import Autoencoder, Pixels
+from hidistill.conventions import Convention
 from hidistill.foreign.autoencoder import codec_of
-from hidistill.foreign.folder import Folder, FolderError
+from hidistill.foreign.folder import Folder, FolderError, Parts, build
 from hidistill.foreign.network import Family, Network
 from hidistill.foreign.scheduler import convention_of
-from hidistill.teachers import diffusers_dit, flux, pixart, sana, stable_diffusion_3, unet
+from hidistill.recipes.originals import Checkpoint, Where, parts_at
+from hidistill.teachers import diffusers_dit, flux, original, pixart, sana, stable_diffusion_3, unet
 
 FAMILIES: tuple[Family, ...] = (
     diffusers_dit.FAMILY,
@@ -32,14 +36,14 @@ class Loaded:
     Args:
         network: the teacher.
         codec: between pixels and where it lives.
-        folder: where it came from.
+        folder: where it came from: the folder of a pipeline, or a checkpoint that is read as one.
         scheduler: configuration of its pipeline's scheduler.
         embedded: the guidance scale that a network which embeds one is given; None is its pipeline's default.
     """
 
     network: Network
     codec: Autoencoder | Pixels
-    folder: Folder
+    folder: Folder | Checkpoint
     scheduler: Mapping[str, Any]
     embedded: float | None = None
 
@@ -66,6 +70,16 @@ def shape_of(network: Network) -> tuple[int, int, int] | None:
         return None
     height, width = (side, side) if isinstance(side, int) else side
     return network.family.sample_channels(network.net), int(height), int(width)
+
+
+def has_null(network: Network) -> bool:
+    """Whether a network knows the absence of its condition, without which it cannot be guided."""
+    if network.family.texts or network.family.null is None:
+        return bool(network.family.texts or network.classes)
+    try:
+        return bool(network.classes) and network.family.null(network.net) >= 0
+    except ValueError:
+        return False
 
 
 def family_of(config: Mapping[str, Any], *, where: str, embedded: float | None = None) -> Family:
@@ -98,7 +112,7 @@ def family_of(config: Mapping[str, Any], *, where: str, embedded: float | None =
     return EMBEDDING[found.name](embedded)
 
 
-def part_of(folder: Folder) -> tuple[str, Family]:
+def part_of(folder: Parts) -> tuple[str, Family]:
     """The name of the part that is the denoising network, and its family.
 
     Raises:
@@ -120,30 +134,60 @@ def load(
     embedded: float | None = None,
     variant: str | None = None,
     allow_pickle: bool = False,
+    kind: original.Kind | None = None,
+    autoencoder: Where | None = None,
 ) -> Loaded:
-    """A teacher from the folder of a diffusers pipeline.
+    """A teacher from the folder of a diffusers pipeline, or from a checkpoint of DiT or SiT.
 
     Args:
-        root: the folder; nothing is ever written into it.
+        root: the folder or the file; nothing is ever written into it.
         taps: indices of the blocks that give features; None spreads three over the depth.
         embedded: guidance scale for a network that embeds one; None is its pipeline's default.
         variant: of the weights, e.g. "fp16".
         allow_pickle: whether weights in a pickle may be read, tensors alone.
+        kind: which repository's a checkpoint is; None for a folder.
+        autoencoder: of a checkpoint, its folder or "pixels"; None for a folder.
 
     Raises:
         FolderError: if the folder, its family or its scheduler is not known.
         WeightsError: if weights are damaged or do not fit.
+        ValueError: if it is not said what a file is, or which autoencoder a checkpoint has.
     """
-    folder = Folder(root, variant, allow_pickle)
+    found = parts_at(root, kind=kind, autoencoder=autoencoder, variant=variant, allow_pickle=allow_pickle)
+    return load_parts(found, taps=taps, embedded=embedded)
+
+
+def load_parts(
+    folder: Folder | Checkpoint, *, taps: Sequence[int] | None = None, embedded: float | None = None
+) -> Loaded:
+    """A teacher from its parts; see `load`."""
+    codec = codec_at(folder)  # first: of a checkpoint it may not be said, and a network is large
     part, _ = part_of(folder)
     family = family_of(folder.config(part), where=str(folder.place(part)), embedded=embedded)
     scheduler = folder.config("scheduler")
-    network = Network(folder.network(part), family, convention_of(scheduler), taps=taps)
+    kind = folder.kind if isinstance(folder, Checkpoint) else None
+    network = Network(folder.network(part), family, convention_for(scheduler, kind), taps=taps)
     refuse_folded(network, folder)
-    return Loaded(network, codec_of(folder), folder, scheduler, embedded)
+    return Loaded(network, codec, folder, scheduler, embedded)
 
 
-def refuse_folded(network: Network, folder: Folder) -> None:
+def codec_at(folder: Folder | Checkpoint) -> Autoencoder | Pixels:
+    """The codec between pixels and where a teacher lives."""
+    return folder.codec() if isinstance(folder, Checkpoint) else codec_of(folder)
+
+
+def convention_for(scheduler: Mapping[str, Any], kind: original.Kind | None) -> Convention:
+    """The convention of a checkpoint's repository, or of a folder's scheduler."""
+    return convention_of(scheduler) if kind is None else original.convention(kind)
+
+
+def built(config: Mapping[str, Any], kind: original.Kind | None, *, where: str) -> nn.Module:
+    """A fresh network from its configuration, with the frequencies of its repository."""
+    net = build(config, where=where)
+    return net if kind is None else original.spaced(net)
+
+
+def refuse_folded(network: Network, folder: Parts) -> None:
     """Refuse a network that answers alike at all times: a one-step student, which is no field.
 
     Raises:

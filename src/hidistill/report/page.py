@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -12,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from hidistill.files import whole
 from hidistill.report.diagnosis import Finding, diagnose
 from hidistill.report.folder import Run, read
 from hidistill.report.pictures import KINDS, TILE, attention, comparison, grid, one_of_each, tile_size
@@ -55,9 +55,8 @@ def write(folder: Path) -> Path:
     template = Template(files("hidistill.report").joinpath("page.html").read_text(encoding="utf-8"))
     page = template.substitute(title=escape(title(run)), body=f"<header>{top}<nav>{links}</nav></header>\n{body}")
     path = folder / "report.html"
-    partial = path.with_name("report.html.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with whole(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path
 
 

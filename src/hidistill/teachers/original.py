@@ -29,6 +29,22 @@ HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Heads by width: S, B, L and XL of arXiv 2212.09748, table 1. Weights do not tell them."""
 SINUSOIDS = 256
 """Cosines and sines of the time."""
+NETWORK = "DiTTransformer2DModel"
+"""Class of diffusers that both are."""
+SCHEDULERS: Mapping[Kind, Mapping[str, Any]] = {
+    "dit": {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "prediction_type": "epsilon",
+        "clip_sample": False,
+    },
+    "sit": {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1, "invert_sigmas": True},
+}
+"""Configuration of a scheduler of diffusers for the networks of a repository, as folders have one; what holds is
+`convention`, whose noise levels are of float64."""
 
 
 class Size(NamedTuple):
@@ -74,9 +90,8 @@ def read_original(path: Path, *, kind: Kind, heads: int | None = None, allow_pic
     state = weights_in(contents(path, allow_pickle=allow_pickle))
     size = size_of(state, path)
     check(state, shapes(size), path)
-    drop = kind == "sit" and size.answered == 2 * size.channels
-    kept = size._replace(answered=size.channels) if drop else size
-    net = library().DiTTransformer2DModel(**configuration(kept, heads or heads_of(size, path)))
+    kept = used(size, kind)
+    net = getattr(library(), NETWORK)(**configuration(kept, heads or heads_of(size, path)))
     precision = state["x_embedder.proj.weight"].dtype
     if precision != torch.float32:  # diffusers logs a line about each cast, even one that changes nothing
         net.to(precision)
@@ -87,9 +102,31 @@ def read_original(path: Path, *, kind: Kind, heads: int | None = None, allow_pic
             f"{isqrt(size.patches)} patches that DiT and SiT have and diffusers computes by itself: networks with "
             "learned positions need a teacher file of their own"
         )
-    for block in net.transformer_blocks:
-        block.norm1.emb.time_proj.downscale_freq_shift = 0
-    return net.eval().requires_grad_(False)
+    return spaced(net).eval().requires_grad_(False)
+
+
+def read_configuration(path: Path, *, kind: Kind, allow_pickle: bool = False) -> dict[str, Any]:
+    """What a folder of diffusers would say of a checkpoint's network; its frequencies (see `spaced`) are not in it.
+
+    Raises:
+        WeightsError: if the file is damaged, is a pickle that was not asked for, or holds another network.
+        ValueError: if the width is none of the papers'.
+    """
+    size = size_of(weights_in(contents(path, allow_pickle=allow_pickle)), path)
+    return {"_class_name": NETWORK, **configuration(used(size, kind), heads_of(size, path))}
+
+
+def used(size: Size, kind: Kind) -> Size:
+    """The sizes without the channels of the answer that are dropped."""
+    drop = kind == "sit" and size.answered == 2 * size.channels
+    return size._replace(answered=size.channels) if drop else size
+
+
+def spaced(net: nn.Module) -> nn.Module:
+    """Give a network of diffusers the frequencies of time that the originals have; the network itself is changed."""
+    for block in net.transformer_blocks:  # type: ignore[union-attr]
+        block.norm1.emb.time_proj.downscale_freq_shift = 0  # type: ignore[union-attr]
+    return net
 
 
 def contents(path: Path, *, allow_pickle: bool) -> Mapping[str, Any]:

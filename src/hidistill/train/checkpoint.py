@@ -1,6 +1,5 @@
 """Checkpoints: one folder each, written whole or not at all, with a sum for every file."""
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -14,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hidistill.files import damage, facts, synchronize
 from hidistill.train.experiment import Experiment
 from hidistill.train.folder import OVER
 from hidistill.train.stage import Stage
-from hidistill.weights import WeightsError, load_into, state_of, synchronize
+from hidistill.weights import WeightsError, load_into, state_of
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -98,7 +98,7 @@ def write(folder: Path, experiment: Experiment, position: Position, recipe: str)
         "averages": {name: average.updates for name, average in stage.averages.items()},
     }
     (folder / STATE).write_text(json.dumps(state, indent=2) + "\n")
-    sums = {path.name: {"bytes": path.stat().st_size, "sha256": digest(path)} for path in sorted(folder.iterdir())}
+    sums = {path.name: facts(path) for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n")
     for path in (*folder.iterdir(), folder):
         synchronize(path)
@@ -149,13 +149,8 @@ def verify(folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise DamagedCheckpoint(f"{folder / MANIFEST} is missing or cut off ({error})") from error
     for name, expected in sums.items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedCheckpoint(f"{path} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise DamagedCheckpoint(f"{path} has {path.stat().st_size:,} bytes, {expected['bytes']:,} were written")
-        if digest(path) != expected["sha256"]:
-            raise DamagedCheckpoint(f"{path} is not what was written (its sha256 differs)")
+        if found := damage(folder / name, expected):
+            raise DamagedCheckpoint(found)
 
 
 def refuse_stranger(folder: Path, state: Mapping[str, Any], experiment: Experiment, recipe: str) -> None:
@@ -218,9 +213,3 @@ def recover(root: Path) -> None:
             aside.rename(target)
     for partial in root.glob(".*.partial"):
         shutil.rmtree(partial)
-
-
-def digest(path: Path) -> str:
-    """Sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from hidistill import __version__, weights
+from hidistill.path import on
 from hidistill.train import checkpoint
 from hidistill.train.checkpoint import CheckpointError, DamagedCheckpoint, Position
 from hidistill.train.experiment import Experiment
@@ -55,6 +58,7 @@ def execute(
     arguments: Mapping[str, object],
     checkpoint_every: int = 100,
     keep: int = 2,
+    device: str = "cpu",
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
     """Run an experiment to its end in a folder; the same call again goes on where the last one stopped.
@@ -69,20 +73,26 @@ def execute(
         arguments: its arguments, all of them.
         checkpoint_every: steps between two checkpoints; there is one more at each stage's end.
         keep: number of checkpoints that are kept.
+        device: where the networks run, e.g. cuda; a run may be taken up on another one.
         on_event: told about everything that happens.
 
     Raises:
-        ValueError: if the folder is in use, or holds another run, or its checkpoints cannot be used.
+        ValueError: if the folder is in use, or holds another run, or its checkpoints cannot be used; or if there is no
+            such device.
         NonFinite: if a loss or gradient is not finite; names the last good checkpoint.
         OSError: if a checkpoint cannot be written; the one before it is intact.
     """
     if checkpoint_every < 1 or keep < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every} and keep={keep}: both must be at least 1")
+    refuse_device(device)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         agree(folder, recipe=recipe, arguments=arguments, extendable=experiment.extendable)
         tell = on_event or (lambda _: None)
-        run = Run(experiment, folder, recipe=recipe, checkpoint_every=checkpoint_every, keep=keep, on_event=tell)
+        run = Run(
+            experiment, folder, recipe=recipe, checkpoint_every=checkpoint_every, keep=keep, device=device,
+            on_event=tell,
+        )  # fmt: skip
         if (folder / FINISHED).exists():
             run.position = Position(len(experiment.stages), 0, experiment.total_steps)
             run.tell("finish", message=f"{folder} holds this run, finished")
@@ -100,6 +110,22 @@ def execute(
             run.journal.close()
 
 
+def refuse_device(device: str) -> None:
+    """Refuse a device that this machine has not.
+
+    Raises:
+        ValueError: naming what is wrong with it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
+        first = str(error).splitlines()[0]
+        raise ValueError(
+            f"device={device!r}: {first}; `hidistill doctor` says what this machine has: use cpu, or cuda with a build "
+            "of torch for it"
+        ) from error
+
+
 class Run:
     """A run under way: where it stands, and what it does at each point of its way."""
 
@@ -113,10 +139,11 @@ class Run:
         recipe: str,
         checkpoint_every: int,
         keep: int,
+        device: str,
         on_event: Callable[[Event], None],
     ) -> None:
         self.experiment, self.folder, self.recipe = experiment, folder, recipe
-        self.checkpoint_every, self.keep, self.on_event = checkpoint_every, keep, on_event
+        self.checkpoint_every, self.keep, self.device, self.on_event = checkpoint_every, keep, device, on_event
         self.position, self.saved = Position(), None
         self.whole = False  # whether memory holds the state at `position`, rather than one within a step
         self.clock = Clock(experiment.stages, experiment.probe_every if experiment.probe else 0)
@@ -125,8 +152,8 @@ class Run:
         """Load the newest checkpoint that can be used, if there is any, and open the journal at its step."""
         for module in self.experiment.modules.values():
             module.requires_grad_(False)
-        device = next((str(p.device) for m in self.experiment.modules.values() for p in m.parameters()), "cpu")
-        notes = [*self.experiment.notes, record_environment(self.folder, device)]
+        self.experiment.to(self.device)
+        notes = [*self.experiment.notes, record_environment(self.folder, self.device)]
         root = self.folder / "checkpoints"
         checkpoint.recover(root)
         candidates, passed_over = checkpoint.newest_first(root), []
@@ -161,7 +188,7 @@ class Run:
         stage, offset = self.experiment.stages[index], self.experiment.offset(index)
         reports = steps(
             stage,
-            lambda step: self.experiment.batch_at(offset + step),
+            lambda step: on(self.experiment.batch_at(offset + step), self.device),
             seed=self.experiment.seed,
             start=self.position.step,
             precision=self.experiment.precision,

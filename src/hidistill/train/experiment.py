@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hidistill.train.loop import Precision, autocast
@@ -53,6 +54,8 @@ class Experiment:
         extendable: arguments of the recipe that may differ when a run is taken up again, e.g. ("steps",); the length of
             a stage only while it runs, for its averages and its learning rate end with it.
         notes: what the recipe chose by itself, and why; shown at the start.
+        frozen: networks that take part and never move, by role (teacher, codec); they go to the run's device, and no
+            checkpoint holds them.
     """
 
     stages: Sequence[Stage]
@@ -66,6 +69,7 @@ class Experiment:
     finish: Callable[[Path], None] | None = None
     extendable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what could not be run, or not be taken up again."""
@@ -98,6 +102,17 @@ class Experiment:
                         f"stage {stage.name!r}, {owner}: {len(lost)} parameters (the first of shape {lost[0]}) are in "
                         f"none of the modules {list(self.modules)}; add the module that holds them"
                     )
+
+    def to(self, device: str) -> None:
+        """Bring every network of the experiment, and every average, to a device."""
+        averages = [average.module for stage in self.stages for average in stage.averages.values()]
+        swap = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)  # parameters stay those that the optimizers hold
+        try:
+            for module in (*self.modules.values(), *self.frozen.values(), *averages):
+                module.to(device)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(swap)
 
     @property
     def total_steps(self) -> int:

@@ -1,12 +1,11 @@
 """The run folder: its lock, what it says about the run's recipe and about the machine."""
 
-import fcntl
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy
 import torch
 
 from hidistill import __version__
-from hidistill.weights import synchronize
+from hidistill.files import exclusive, whole
 
 FINISHED = "finished"
 ABSENT = "(absent)"
@@ -24,34 +23,26 @@ DECIDES_BITS = ("torch", "machine", "threads", "device")
 """Lines of the environment on which the last bits of a result depend."""
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the system lets go of the lock when the process ends, however it ends.
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of a folder; see `exclusive`.
 
     Raises:
-        ValueError: if another run is in the folder.
+        ValueError: on entering, if another run is in the folder.
     """
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{folder} is in use by another run (process {file.read().strip() or 'unknown'}); one folder holds one "
-                "run: wait for it, stop it, or use another --out"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+
+    def busy(process: str) -> ValueError:
+        return ValueError(
+            f"{folder} is in use by another run (process {process}); one folder holds one run: wait for it, stop it, "
+            "or use another --out"
+        )
+
+    return exclusive(folder, busy)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    synchronize(partial)
-    partial.replace(path)
+    with whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def agree(folder: Path, *, recipe: str, arguments: Mapping[str, object], extendable: tuple[str, ...]) -> None:

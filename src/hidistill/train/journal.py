@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hidistill.files import whole
+
 
 class Journal:
     """Appends to `metrics.jsonl`.
@@ -20,9 +22,8 @@ class Journal:
 
     def __init__(self, path: Path, *, upto: int) -> None:
         kept = [line for line in read(path) if line["global_step"] <= upto]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
+        with whole(path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.probed = max((line["global_step"] for line in kept if line["kind"] == "probe"), default=0)
         self._file = path.open("a")
 

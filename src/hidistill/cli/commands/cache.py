@@ -30,11 +30,14 @@ def cache(
     dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     batch_size: int = 16,
     device: str = "cpu",
+    kind: Literal["dit", "sit"] | None = None,
+    autoencoder: Literal["pixels"] | Path | None = None,
+    allow_pickle: bool = False,
 ) -> int:
     """Encode pictures and captions as a teacher sees them; the same command again goes on where it stopped.
 
     Args:
-        teacher: folder of a diffusers pipeline; nothing is written into it.
+        teacher: folder of a diffusers pipeline, or a checkpoint of DiT or SiT; nothing is written into it.
         images: a folder of pictures, perhaps of parts train, valid and test; datasets:NAME or datasets:NAME:SPLIT; tar
             files such as 'data/{000..012}.tar'; prompts alone in a .txt or .jsonl file; or fashion-mnist, the bundled
             pictures.
@@ -49,6 +52,9 @@ def cache(
         dtype: in which latents and conditions are stored.
         batch_size: pictures that are encoded at a time; another one may change last bits.
         device: where encoders run, e.g. cuda.
+        kind: which repository's a checkpoint is.
+        autoencoder: of a checkpoint: its folder, or pixels if there is none.
+        allow_pickle: whether weights in a pickle may be read, tensors alone.
     """
     from hidistill.recipes.caching import write_cache
 
@@ -67,6 +73,9 @@ def cache(
             dtype=dtype,
             batch_size=batch_size,
             device=device,
+            kind=kind,
+            autoencoder=autoencoder,
+            allow_pickle=allow_pickle,
             tell=tell,
         )
     for line in told(made, out):

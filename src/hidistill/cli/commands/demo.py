@@ -8,7 +8,7 @@ import tyro
 RECIPE = "fashion.distill"
 
 
-def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> int:
+def demo(*, out: Path = Path("runs/demo"), seed: int = 0, device: str = "cpu") -> int:
     """Distill the bundled Fashion-MNIST teacher into a one-step student, evaluate it, and write a report.
 
     The same command again goes on where it stopped, or shows the table of a finished run. Other settings are those of
@@ -17,6 +17,7 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> int:
     Args:
         out: the run's folder.
         seed: of everything in the run.
+        device: where the networks run, e.g. cuda.
     """
     import inspect
 
@@ -26,7 +27,7 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 0) -> int:
     recipe = find(RECIPE)
     parameters = inspect.signature(recipe.function).parameters.values()
     arguments = {parameter.name: parameter.default for parameter in parameters} | {"seed": seed}
-    return carry_out(recipe, arguments, out)
+    return carry_out(recipe, arguments, out, device=device)
 
 
 def command(argv: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ def inspect(
     samples: int = 64,
     size: int | None = None,
     kind: Literal["dit", "sit"] | None = None,
+    autoencoder: Literal["pixels"] | Path | None = None,
     allow_pickle: bool = False,
     device: str = "cpu",
     seed: int = 0,
@@ -35,9 +36,10 @@ def inspect(
         images: pictures of the kind that it was trained on, with captions or a sub-folder per class.
         cache: latents of such pictures, from hidistill cache; without either, the teacher's own samples are tested.
         json: file that the outcome is written into, too.
-        samples: pictures of the test.
+        samples: pictures of the test, 16 or more.
         size: side of the pictures in pixels; by default what the teacher was made for.
         kind: which repository's a checkpoint is.
+        autoencoder: of a checkpoint: its folder, or pixels if there is none; pictures cannot be shown to it without.
         allow_pickle: whether weights in a pickle may be read, tensors alone.
         device: where the teacher runs, e.g. cuda.
         seed: of the test's noise.
@@ -52,6 +54,7 @@ def inspect(
         samples=samples,
         size=size,
         kind=kind,
+        autoencoder=autoencoder,
         allow_pickle=allow_pickle,
         device=device,
         seed=seed,

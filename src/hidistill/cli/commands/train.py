@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-USAGE = """usage: hidistill train RECIPE [--out DIR] [OPTIONS]
+USAGE = """usage: hidistill train RECIPE [--out DIR] [--device DEVICE] [OPTIONS]
 
 RECIPE is one of
 
@@ -44,8 +44,11 @@ def command(argv: Sequence[str]) -> int:
         Path("runs") / folder_name(recipe.name),
         "the run's folder; one that holds this run is taken up again.",
     )
-    arguments = parse(recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra={"out": out})
-    return carry_out(recipe, arguments, arguments.pop("out"))
+    device = (str, "cpu", "where the networks run, e.g. cuda; a run may be taken up on another one.")
+    arguments = parse(
+        recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra={"out": out, "device": device}
+    )
+    return carry_out(recipe, arguments, arguments.pop("out"), device=arguments.pop("device"))
 
 
 def folder_name(recipe: str) -> str:

@@ -1,6 +1,5 @@
 """What a cache says of itself, and whether its files are those that were written."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from hidistill import __version__
-from hidistill.weights import synchronize
+from hidistill.files import facts, whole
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -71,37 +70,17 @@ def put(path: Path, write: Callable[[Path], object], size: int) -> dict[str, Any
     Raises:
         OSError: if the disk is full or refuses.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        write(partial)
-        partial.chmod(0o644)  # safetensors makes it readable by its owner alone
-        synchronize(partial)
-        found = facts(partial)
-        partial.replace(path)
+        with whole(path) as partial:
+            write(partial)
+            found = facts(partial)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise OSError(
             f"cannot write {path} ({size:,} bytes, {free:,} are free there): {error}. What was written before is "
             "intact: free some space, then run the same command again"
         ) from error
-    synchronize(path.parent)
     return found
-
-
-def facts(path: Path) -> dict[str, Any]:
-    """Size and sum of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def damage(path: Path, expected: Mapping[str, Any]) -> str:
-    """In words what is wrong with a file; empty if it is what was written."""
-    if not path.is_file():
-        return f"{path} is missing"
-    if path.stat().st_size != expected["bytes"]:
-        return f"{path} has {path.stat().st_size:,} bytes, {expected['bytes']:,} were written"
-    return "" if facts(path) == expected else f"{path} is not what was written (its sha256 differs)"
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

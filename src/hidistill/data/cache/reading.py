@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hidistill.data.cache import manifest
 from hidistill.data.cache.manifest import NULL, PARTS, CacheError, lines_of
+from hidistill.files import damage
 from hidistill.seeds import shuffled
 from hidistill.types import Batch, Cond, Points, Split
 
@@ -88,7 +89,7 @@ class Cache:
             raise CacheError(f"{root} is not finished ({done:,} records so far); run the command that began it again")
         files = {name: facts for segment in segments for name, facts in segment["files"].items()} | content["null"]
         for name, expected in files.items():
-            if what := manifest.damage(root / name, expected):
+            if what := damage(root / name, expected):
                 raise CacheError(f"{what}; run the command that made the cache again, which writes this file anew")
         shards = {
             part: [

@@ -1,12 +1,10 @@
 """Writing a cache: shards that appear whole or not at all, in an order that does not depend on when it was stopped."""
 
-import fcntl
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from hidistill.data.cache import manifest
 from hidistill.data.cache.feeding import Stretch, feed
 from hidistill.data.cache.gathering import DTYPES, Plan, Segment, stored_type
 from hidistill.data.cache.manifest import MANIFEST, NULL, PARTS, CacheError, lines_of
+from hidistill.files import damage, exclusive
 from hidistill.types import Source
 
 SHARD_BYTES = 256 << 20
@@ -82,9 +81,9 @@ def write(
         ValueError: if the source has broken pictures, no captions where they are needed, and the like.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root):
-        for partial in root.glob(".*.partial"):
-            partial.unlink()
+    with exclusive(root, partial(busy, root)):
+        for left in root.glob(".*.partial"):
+            left.unlink()
         source = read()
         content = begun(root, source, plan)
         counter = Counter(time.monotonic(), source.count, tell)
@@ -116,26 +115,11 @@ class Counter:
             self.tell(Progress(position, self.count, self.encoded, self.seconds))
 
 
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Keep other writers out; the system lets go of the lock when the process ends, however it ends.
-
-    Raises:
-        CacheError: if another one is in the folder.
-    """
-    with (root / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise CacheError(
-                f"{root} is being written by another process ({file.read().strip() or 'unknown'}); wait for it, "
-                "stop it, or use another --out"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+def busy(root: Path, process: str) -> CacheError:
+    """The error for a cache that another process writes."""
+    return CacheError(
+        f"{root} is being written by another process ({process}); wait for it, stop it, or use another --out"
+    )
 
 
 def begun(root: Path, source: Source, plan: Plan) -> dict[str, Any]:
@@ -170,7 +154,7 @@ def begun(root: Path, source: Source, plan: Plan) -> dict[str, Any]:
         }
         manifest.save(root, content)
     if plan.prompts is not None and any(
-        manifest.damage(root / name, expected) for name, expected in (content["null"] or {NULL: {"bytes": 0}}).items()
+        damage(root / name, expected) for name, expected in (content["null"] or {NULL: {"bytes": 0}}).items()
     ):
         stored = {key: value.to(stored_type(value, plan)) for key, value in plan.prompts.null().items()}
         content["null"] = {NULL: manifest.put(root / NULL, lambda path: save_file(stored, path), bytes_of(stored))}
@@ -209,7 +193,7 @@ def missing(root: Path, content: Mapping[str, Any], count: int | None) -> list[t
     rows, segments = content["made_from"]["rows"], content["segments"]
     spans: list[tuple[int, int | None]] = []
     for index, segment in enumerate(segments):
-        if any(manifest.damage(root / name, expected) for name, expected in segment["files"].items()):
+        if any(damage(root / name, expected) for name, expected in segment["files"].items()):
             first, behind = index * rows, index * rows + segment["records"]
             if spans and spans[-1][1] == first:
                 first = spans.pop()[0]
