@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": "describe a teacher, and test whether it answers as its folder says",
     "cache": "encode pictures and captions once, as a teacher in a diffusers folder sees them",
     "train": "run a recipe: hidistill train RECIPE --out DIR",
+    "experiment": "put a question to a grid of runs over seeds: hidistill experiment NAME",
     "sample": "draw images from a run or a weights file",
     "evaluate": "measure a finished run again, with other numbers of samples and steps",
     "report": "write a run's report.html and pictures again",

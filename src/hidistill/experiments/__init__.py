@@ -1,0 +1,1 @@
+"""Experiments: questions put to grids of short runs over seeds, one file each."""

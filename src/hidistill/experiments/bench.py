@@ -1,0 +1,147 @@
+"""Pictures to compare methods on: digits of 8 x 8 pixels, and a small DiT that draws them.
+
+All cells of an experiment share one teacher, and draw from the same noise; seeds are of the student's training.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hidistill.codecs import Pixels
+from hidistill.data.digits import digits
+from hidistill.discriminators.adaptive import Adaptive, normalized_entropy
+from hidistill.evaluate import Contestant, balanced_labels, draw, seeds_of
+from hidistill.evaluate import judged as scores
+from hidistill.experiments.methods import SCALE, Method, head_of, stages
+from hidistill.experiments.toys import once
+from hidistill.files import whole
+from hidistill.guidance import Guided
+from hidistill.objectives.regression import Paired
+from hidistill.recipes.digits import SPACE, digits_jury
+from hidistill.recipes.digits import teacher as teacher_recipe
+from hidistill.recipes.images import batches
+from hidistill.recipes.judging import attention_maps, read_teacher, renoised_row, student_row, teacher_row
+from hidistill.sampling import euler
+from hidistill.seeds import fold_in, normal, shuffled
+from hidistill.teachers.dit import DiT, FlowMapDiT
+from hidistill.train.driver import execute
+from hidistill.train.loop import NonFinite, steps
+from hidistill.types import Batch, Gallery, Samples
+
+BATCH, PAIRS, PAIR_STEPS = 64, 2048, 25
+"""Samples of a step; pairs that regression learns from, and the teacher's Euler steps to their ends."""
+JUDGED, ENDS_STEPS = 500, 50
+COLLAPSED = 0.1
+"""Recall in one step below which a run counts as collapsed."""
+WORDS = {
+    f"fd/{SPACE}": "fd",
+    "fd/efficientnet-lite0-64px": "fd effnet",
+    f"recall/{SPACE}": "recall",
+    f"precision/{SPACE}": "precision",
+    "agreement": "agreement",
+    "diversity": "diversity",
+    "high_frequency": "high frequency",
+    "end_distance": "end",
+}
+"""The metrics that experiments show, by their names here."""
+
+
+def cell(*, seed: int, folder: Path, teacher_steps: int = 0, **method: Any) -> Mapping[str, float]:  # noqa: ANN401
+    """A student of a method, or the guided teacher itself in so many Euler steps."""
+    teacher = teacher_at(folder).eval().requires_grad_(False)
+    if teacher_steps:
+        rows = [teacher_row(teacher, scale=SCALE, steps=teacher_steps, precision="float32")]
+        found = judged(teacher, rows, folder)
+        return {name.rpartition(",")[0] + ", 1": value for name, value in found.items()}
+    return measured(Method(**method), teacher, seed=seed, folder=folder)
+
+
+def teacher_at(folder: Path) -> DiT:
+    """The teacher that all cells of an experiment share; trained by the first that comes."""
+
+    def make(path: Path) -> None:
+        execute(teacher_recipe(), path.parent / "run", recipe="digits.teacher", arguments={})
+        with whole(path) as place:
+            place.write_bytes((path.parent / "run" / "models" / "teacher.safetensors").read_bytes())
+
+    return read_teacher(once(folder.parents[2] / "teacher" / "teacher.safetensors", make))
+
+
+def measured(method: Method, teacher: DiT, *, seed: int, folder: Path) -> dict[str, float]:
+    """Train a student, and judge it in one and two steps; a run whose loss is not finite has diverged, and no more."""
+    torch.manual_seed(fold_in(seed, "student"))
+    student = teacher.student() if method.start == "teacher" else FlowMapDiT(DiT.from_config(dict(teacher.config)))
+    head = head_of(method, teacher)
+    try:
+        for stage, paired in stages(method, teacher, student, head):
+            batch_at = pairs_at(teacher, folder=folder, seed=seed) if paired else pictures(seed)
+            for _ in steps(stage, batch_at, seed=seed):
+                pass
+            for average in stage.averages.values():
+                average.install()
+    except NonFinite:
+        return {"diverged": 1.0, "collapsed": 1.0}
+    # Models of consistency know ends alone, and go on from new noise.
+    ends_alone = method.refine == "none" and method.sketch in ("consistency", "sCM", "LCM")
+    several = renoised_row if ends_alone else student_row
+    rows = [
+        student_row("student", student, steps=1, precision="float32"),
+        several("student", student, steps=2, precision="float32"),
+    ]
+    numbers = judged(teacher, rows, folder) | {"diverged": 0.0, "cost": method.cost}
+    numbers["collapsed"] = float(numbers["recall, 1"] < COLLAPSED)
+    if isinstance(head, Adaptive):
+        maps = attention_maps(digits_jury(), "valid", teacher, head, n=50)
+        numbers["entropy"] = torch.stack([normalized_entropy(layer).mean() for layer in maps]).mean().item()
+    return numbers
+
+
+def judged(teacher: DiT, rows: list[Contestant], folder: Path) -> dict[str, float]:
+    """Numbers of each row under its steps, e.g. `fd, 1`; all cells draw from the same noise, for the same classes."""
+    judges, found = digits_jury(), {}
+    labels, seeds = balanced_labels(JUDGED, 10), seeds_of(JUDGED, 0)
+    shared: dict[str, Any] = {"seeds": seeds, "cond": labels, "shape": judges.shape, "codec": Pixels()}
+
+    def make(path: Path) -> None:
+        reference = teacher_row(teacher, scale=SCALE, steps=ENDS_STEPS, precision="float32")
+        with whole(path) as place:
+            save_file({"images": draw(reference.sample, **shared).images}, place)
+
+    ends = load_file(once(folder.parents[2] / "ends" / "images.safetensors", make))["images"]
+    real = Gallery.of(judges.test)
+    for row in rows:
+        gallery = Gallery(draw(row.sample, **shared).images, labels, judges.test.classes)
+        metrics = scores(Samples(gallery, real, ends), judges.metrics(), row.name)
+        found |= {f"{word}, {row.steps}": metrics[key] for key, word in WORDS.items() if key in metrics}
+    return found
+
+
+def pictures(seed: int) -> Callable[[int], Batch]:
+    """Batches of real digits."""
+    return batches(digits("train"), batch_size=BATCH, seed=seed)
+
+
+def pairs_at(teacher: DiT, *, folder: Path, seed: int) -> Callable[[int], Batch]:
+    """Batches of the teacher's pairs of noise and end, which all cells share."""
+    labels = balanced_labels(PAIRS, 10)
+
+    def make(path: Path) -> None:
+        noise = normal([fold_in(0, "pairs", i) for i in range(PAIRS)], (1, 8, 8))
+        with torch.no_grad():
+            ends = [
+                euler(Guided(teacher, SCALE), part, cond=asked, steps=PAIR_STEPS)
+                for part, asked in zip(noise.split(BATCH), labels.split(BATCH), strict=True)
+            ]
+        with whole(path) as place:
+            save_file({"noise": noise, "ends": torch.cat(ends)}, place)
+
+    pairs = load_file(once(folder.parents[2] / "pairs" / "pairs.safetensors", make))
+
+    def batch_at(step: int) -> Batch:
+        rows = shuffled(PAIRS, batch_size=BATCH, step=step, seed=seed)
+        return Paired(pairs["ends"][rows], labels[rows], step, noise=pairs["noise"][rows])
+
+    return batch_at

@@ -1,0 +1,132 @@
+"""What an experiment found, as a table, sentences, a figure and a section of a document."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hidistill.experiments.statistics import Difference, Spread, paired
+from hidistill.experiments.study import LEAST_SEEDS, Column, Results
+from hidistill.files import whole
+from hidistill.scores import cell, markdown
+
+
+def table(results: Results) -> str:
+    """A row per variant: mean and standard deviation of each number over the seeds, and what a cell took."""
+    columns = list(results.study.columns)
+    lines = [["variant", *(column.heading for column in columns), "CPU seconds"]]
+    for variant in results.grid.variants:
+        values = [results.of(variant.name, column.key) for column in columns]
+        seconds = Spread.of(results.of(variant.name, "seconds"))
+        lines.append([variant.name, *map(spread, values), f"{seconds.mean:.0f}"])
+    return markdown(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """A cell of the table."""
+    if not values:
+        return "-"
+    found = Spread.of(values)
+    return cell(found.mean) + (f" ± {cell(found.std)}" if found.n > 1 else "")
+
+
+def comparisons(results: Results) -> str:
+    """Paired differences from the reference with their intervals, and which of them are resolved."""
+    columns = [column for column in results.study.columns if column.better]
+    lines = [["variant - reference", *(column.heading for column in columns)]]
+    for variant in results.grid.variants:
+        if variant.name != results.study.reference:
+            lines.append([variant.name, *(compared(results, variant.name, column) for column in columns)])
+    return markdown(lines)
+
+
+def compared(results: Results, variant: str, column: Column) -> str:
+    """One paired difference, in figures and a word."""
+    found = difference(results, variant, column)
+    if found is None:
+        return "-"
+    if found.n == 1:
+        return f"{signed(found.mean)} (one seed)"
+    return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}] {verdict(found, column)}"
+
+
+def difference(results: Results, variant: str, column: Column) -> Difference | None:
+    """The paired difference of a variant from the reference; None where one of them lacks the number."""
+    mine, theirs = results.of(variant, column.key), results.of(results.study.reference, column.key)
+    return paired(mine, theirs) if mine and len(mine) == len(theirs) else None
+
+
+def verdict(found: Difference, column: Column) -> str:
+    """Better, worse, or not resolved."""
+    if not found.resolved:
+        return "not resolved"
+    return "better" if (found.mean < 0) == (column.better == "lower") else "worse"
+
+
+def signed(value: float) -> str:
+    """A number with its sign."""
+    return ("+" if value >= 0 else "-") + cell(abs(value))
+
+
+def section(results: Results, *, name: str, size: str, wall: float, figure: str, caption: str) -> str:
+    """The experiment's section of a document, in Markdown.
+
+    Args:
+        results: what was found.
+        name: of the experiment.
+        size: of the grid.
+        wall: CPU seconds of all cells together.
+        figure: path of the picture, as seen from the document.
+        caption: of the picture.
+    """
+    study, seeds = results.study, results.grid.seeds
+    parts = [
+        f"### {name}\n",
+        f"{study.question}\n",
+        f"{study.setting} `hidistill experiment {name} --size {size}`; seeds {', '.join(map(str, seeds))}; "
+        f"{len(results.numbers)} cells, {wall / 60:.0f} CPU minutes.\n",
+        table(results),
+        f'Paired differences from "{study.reference}" with intervals of 95 % (bootstrap over seeds, expanded for '
+        f"small samples); with fewer than {LEAST_SEEDS} seeds, or zero within, they are not resolved.\n",
+        comparisons(results),
+        f"![{caption}]({figure})\n",
+        f"*{caption}*\n",
+    ]
+    return "\n".join(parts)
+
+
+def write(results: Results, out: Path, *, name: str, size: str, document: Path | None) -> str:
+    """Write OUT/table.md, OUT/NAME.png and .svg, and the section, into OUT/section.md or between a document's marks.
+
+    Raises:
+        ValueError: if the document has no marks for this experiment.
+    """
+    picture = results.study.figure(results)
+    pictures = out if document is None else document.parent / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for kind, content in (("png", picture.png), ("svg", picture.svg)):
+        with whole(pictures / f"{name}.{kind}") as path:
+            path.write_bytes(content)
+    wall = sum(numbers["seconds"] for numbers in results.numbers.values())
+    figure = f"{name}.png" if document is None else f"pictures/{name}.png"
+    text = section(results, name=name, size=size, wall=wall, figure=figure, caption=picture.caption)
+    with whole(out / "section.md") as path:
+        path.write_text(text, encoding="utf-8")
+    if document is not None:
+        insert(document, name, text)
+    return text
+
+
+def insert(document: Path, name: str, text: str) -> None:
+    """Put a section between a document's marks, in place of what is there.
+
+    Raises:
+        ValueError: if there are no marks.
+    """
+    begin, end = (f"<!-- {word} experiment {name} -->" for word in ("begin", "end"))
+    whole_text = document.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(whole_text):
+        raise ValueError(f"{document} has no place for this; put the lines\n{begin}\n{end}\nwhere the section belongs")
+    replaced = pattern.sub(lambda _: f"{begin}\n{text}{end}", whole_text)
+    with whole(document) as path:
+        path.write_text(replaced, encoding="utf-8")

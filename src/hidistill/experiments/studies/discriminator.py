@@ -1,0 +1,96 @@
+"""Does attention pooling (AWD) make a better discriminator than averaging (GAP), and which of its parts do?"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hidistill.experiments import bench, planted
+from hidistill.experiments.figure import Picture, rows
+from hidistill.experiments.methods import Method
+from hidistill.experiments.study import Column, Grid, Results, Study, Variant
+
+HEADS = {"pooled": "GAP", "convolutional": "convolution", "per_token": "per token", "adaptive": "AWD"}
+PARTS: dict[str, dict[str, Any]] = {
+    "1 query": {"queries": 1},
+    "8 queries": {"queries": 8},
+    "no spectral norm": {"bound": False},
+    "no LayerNorm": {"norm": False},
+    "time in the query": {"sinusoids": 64},
+    "time and class in the query": {"sinusoids": 64, "classes": 10},
+    "one head for all blocks": {"shared": True},
+    "last block alone": {"layers": [-1]},
+}
+DEFECT = 6
+"""Pixels of a side: a forty-fifth of the picture."""
+
+
+def cell(*, seed: int, folder: Path, planted_steps: int = 0, **method: Any) -> Mapping[str, float]:  # noqa: ANN401
+    """A student refined with a head, or a head alone against planted defects."""
+    if not planted_steps:
+        return bench.cell(seed=seed, folder=folder, **method)
+    return planted.measured(Method(**method), side=DEFECT, length=planted_steps, seed=seed)
+
+
+def grid(sketch: int, refine: int, planted_steps: int, seeds: int) -> Grid:
+    """Heads of equal weights in the game, AWD's parts in the game, and heads against planted defects."""
+    base = {"sketch": "meanflow", "sketch_steps": sketch, "refine_steps": refine}
+    game = base | {"refine": "dmd+gan"}
+    variants = [Variant("no head", base | {"refine": "dmd"})]
+    variants += [Variant(word, game | {"head": head}) for head, word in HEADS.items()]
+    parts = {name: resolved(options) for name, options in PARTS.items()}
+    variants += [Variant(f"AWD, {name}", game | {"head": "adaptive", "parts": part}) for name, part in parts.items()]
+    alone = {"refine": "gan", "planted_steps": planted_steps}
+    variants += [Variant(f"planted: {word}", alone | {"head": head}) for head, word in HEADS.items()]
+    variants += [
+        Variant(f"planted: AWD, {name}", alone | {"head": "adaptive", "parts": part}) for name, part in parts.items()
+    ]
+    return Grid(variants, range(seeds))
+
+
+def resolved(options: dict[str, Any]) -> dict[str, Any]:
+    """Options whose layer -1 is the last of the three that both teachers tap."""
+    return options | ({"layers": [2]} if "layers" in options else {})
+
+
+def figure(results: Results) -> Picture:
+    """Quality of students, and what heads see of planted defects."""
+    headings = {
+        "fd, 1": "FD classifier, 1 step",
+        "recall, 1": "recall, 1 step",
+        "accuracy": "accuracy on planted defects",
+        "focus": "gradient at the defect over its area",
+    }
+    columns = {heading: results.by_variant(key) for key, heading in headings.items()}
+    caption = (
+        "Discriminators of equal weights: one-step students on digits of 8 x 8 pixels (upper rows), and heads alone "
+        f"that tell pictures of Fashion-MNIST from such with a turned square of {DEFECT} x {DEFECT} pixels (lower "
+        "rows; a gradient ratio of 1 looks everywhere alike). "
+        f"{len(results.grid.seeds)} seeds; bars are means, the dashed line is GAP's."
+    )
+    return rows(columns, caption, reference="GAP")
+
+
+STUDY = Study(
+    question=(
+        "Is attention pooling (AWD) better than average pooling (GAP) (arXiv 2511.08930: FID 3.09 to 2.26), where, and "
+        "through which of its parts?"
+    ),
+    setting=(
+        "Upper rows: digits of 8 x 8 pixels, both stages, heads of equal weights on the teacher's 16 tokens. "
+        'Rows "planted": heads alone on features of the bundled Fashion-MNIST teacher (49 tokens), real pictures '
+        f"against real ones with a turned square of {DEFECT} x {DEFECT} pixels."
+    ),
+    grids={"small": grid(80, 40, 60, 2), "full": grid(500, 400, 600, 5)},
+    cell=cell,
+    columns=(
+        Column("fd, 1", "FD classifier, 1 step"),
+        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
+        Column("recall, 1", "recall", "higher"),
+        Column("high frequency, 1", "high-frequency ratio", ""),
+        Column("entropy", "attention entropy", ""),
+        Column("accuracy", "accuracy, planted", "higher"),
+        Column("focus", "focus, planted", "higher"),
+    ),
+    reference="GAP",
+    figure=figure,
+)

@@ -1,0 +1,67 @@
+"""What the paper leaves open: one stage in place of two, and alignment without an adversary."""
+
+from hidistill.experiments.bench import JUDGED, cell
+from hidistill.experiments.figure import Picture, rows
+from hidistill.experiments.methods import REFINE_COST, SKETCH_COST
+from hidistill.experiments.study import Column, Grid, Results, Study, Variant
+
+ALIGNMENTS = {
+    "energy": "energy distance",
+    "sliced": "sliced Wasserstein",
+    "moments": "means and covariances",
+    "drift": "drift",
+}
+
+
+def grid(sketch: int, refine: int, seeds: int) -> Grid:
+    """Two stages against one of equal cost, and every alignment in the discriminator's place."""
+    stages = {"sketch": "meanflow", "sketch_steps": sketch, "refine_steps": refine}
+    blended = round((SKETCH_COST * sketch + REFINE_COST * refine) / (REFINE_COST + SKETCH_COST / 2))
+    variants = [
+        Variant("two stages, AWD", stages | {"refine": "dmd+gan", "head": "adaptive"}),
+        Variant("one stage, AWD", {"refine": "blend", "refine_steps": blended, "head": "adaptive"}),
+        Variant("two stages, no alignment", stages | {"refine": "dmd"}),
+    ]
+    variants += [
+        Variant(f"two stages, {word}", stages | {"refine": "dmd+align", "align": name})
+        for name, word in ALIGNMENTS.items()
+    ]
+    return Grid(variants, range(seeds))
+
+
+def figure(results: Results) -> Picture:
+    """Quality in one step, a row per variant."""
+    headings = {"fd, 1": "FD classifier, 1 step", "recall, 1": "recall", "high frequency, 1": "high-frequency ratio"}
+    columns = {heading: results.by_variant(key) for key, heading in headings.items()}
+    caption = (
+        "One stage whose weights move from sketch to refine against two stages of equal cost, and four distances of "
+        "feature sets in place of AWD, on digits of 8 x 8 pixels in one step: Fréchet distance in a small classifier's "
+        f"features, recall, energy at high frequencies over that of real digits. {JUDGED} images a point, "
+        f"{len(results.grid.seeds)} seeds; bars are means, the dashed line is the two-stage method with AWD."
+    )
+    return rows(columns, caption, reference="two stages, AWD")
+
+
+STUDY = Study(
+    question=(
+        "Can one end-to-end stage replace two, and can features be aligned without an adversary (the open questions "
+        "of arXiv 2511.08930)?"
+    ),
+    setting=(
+        'Digits of 8 x 8 pixels, a DiT of 0.6 million weights at guidance 1.5. "One stage" moves from MeanFlow to '
+        "DMD and AWD over its first half, keeping a fiftieth of the former, and is as long as both stages cost."
+    ),
+    grids={"small": grid(100, 64, 2), "full": grid(500, 320, 5)},
+    cell=cell,
+    columns=(
+        Column("fd, 1", "FD classifier, 1 step"),
+        Column("fd, 2", "2 steps"),
+        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
+        Column("recall, 1", "recall", "higher"),
+        Column("high frequency, 1", "high-frequency ratio", ""),
+        Column("agreement, 1", "class agreement", "higher"),
+        Column("collapsed", "collapsed, share"),
+    ),
+    reference="two stages, AWD",
+    figure=figure,
+)

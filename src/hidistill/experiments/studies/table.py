@@ -1,0 +1,80 @@
+"""The paper's main table in small: every method at equal cost of training, judged in one and two steps."""
+
+from hidistill.experiments.bench import JUDGED, cell
+from hidistill.experiments.figure import Picture, rows
+from hidistill.experiments.methods import REFINE_COST, SKETCH_COST
+from hidistill.experiments.study import Column, Grid, Results, Study, Variant
+
+TEACHER_STEPS = (1, 2, 4, 16, 50, 250)
+NAMES = {
+    "consistency": "CM",
+    "sCM": "sCM",
+    "progressive": "PGD",
+    "LCM": "LCM",
+    "meanflow": "MeanFlow",
+    "meanflow from data": "MeanFlow, from data",
+    "regression": "regression on pairs",
+}
+
+
+def grid(sketch: int, refine: int, seeds: int) -> Grid:
+    """All methods; those of one stage train as long as both stages together cost."""
+    both = SKETCH_COST * sketch + REFINE_COST * refine
+    alone, matched = round(both / SKETCH_COST), round(both / REFINE_COST)
+    variants = [
+        Variant(f"teacher, {count} step{'s' * (count > 1)}", {"teacher_steps": count}) for count in TEACHER_STEPS
+    ]
+    variants += [Variant(word, {"sketch": name, "sketch_steps": alone}) for name, word in NAMES.items()]
+    variants += [
+        Variant("DMD", {"refine": "dmd", "refine_steps": matched}),
+        Variant("DMD2", {"refine": "dmd2", "refine_steps": matched, "head": "convolutional"}),
+        Variant("GAN alone", {"refine": "gan", "refine_steps": matched, "head": "per_token"}),
+    ]
+    stages = {"sketch": "meanflow", "sketch_steps": sketch, "refine": "dmd+gan", "refine_steps": refine}
+    variants += [
+        Variant("HD, GAP", stages | {"head": "pooled"}),
+        Variant("HD", stages | {"head": "adaptive"}),
+    ]
+    return Grid(variants, range(seeds))
+
+
+def figure(results: Results) -> Picture:
+    """Distance, recall and detail in one step, a row per method."""
+    headings = {
+        "fd, 1": "FD classifier, 1 step",
+        "recall, 1": "recall, 1 step",
+        "high frequency, 1": "high-frequency ratio",
+    }
+    columns = {heading: results.by_variant(key) for key, heading in headings.items()}
+    caption = (
+        "Methods on digits of 8 x 8 pixels in one step (the teacher in the steps that its row names): Fréchet distance "
+        "in the features of a small classifier (lower is better), recall (higher is better) and energy at high "
+        f"frequencies over that of real digits (1 is right). {JUDGED} images a point, {len(results.grid.seeds)} seeds "
+        "of training with one teacher; bars are means, the dashed line is HD's."
+    )
+    return rows(columns, caption, reference="HD")
+
+
+STUDY = Study(
+    question="How do the methods of the field compare as one-step and two-step students of one teacher?",
+    setting=(
+        "Digits of 8 x 8 pixels, a DiT of 0.6 million weights at guidance 1.5; every student begins at the teacher's "
+        "weights, and methods of one stage train as long as both stages of HD cost together. The teacher's rows stand "
+        "in the columns of one step, whatever their own count."
+    ),
+    grids={"small": grid(100, 64, 2), "full": grid(500, 320, 5)},
+    cell=cell,
+    columns=(
+        Column("fd, 1", "FD classifier, 1 step"),
+        Column("fd, 2", "2 steps"),
+        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
+        Column("fd effnet, 2", "2 steps"),
+        Column("recall, 1", "recall, 1 step", "higher"),
+        Column("diversity, 1", "diversity", ""),
+        Column("high frequency, 1", "high-frequency ratio", ""),
+        Column("agreement, 1", "class agreement", "higher"),
+        Column("end, 1", "distance to teacher's end", ""),
+    ),
+    reference="HD",
+    figure=figure,
+)
