@@ -1,4 +1,4 @@
-"""Embeddings of times in [0, 1]."""
+"""Embeddings of times in [0, 1], and of places in a row or a square."""
 
 import torch
 from torch import Tensor, nn
@@ -40,3 +40,17 @@ def interval_embedding(dim: int) -> TimeEmbedding:
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return embedding
+
+
+def sinusoids(count: int, dim: int) -> Tensor:
+    """Fixed sines and cosines of the places 0 to count - 1 in a row, (count, dim) (arXiv 1706.03762, section 3.5)."""
+    omega = 10_000 ** -(torch.arange(dim // 2) / (dim // 2))
+    angles = torch.arange(count)[:, None] * omega
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def position_embedding(grid: int, dim: int) -> Tensor:
+    """Fixed sinusoids of row and column, (grid^2, dim), as in arXiv 2212.09748."""
+    axis = sinusoids(grid, dim // 2)
+    rows, columns = axis[:, None].expand(grid, grid, -1), axis[None].expand(grid, grid, -1)
+    return torch.cat([rows, columns], 2).reshape(grid * grid, dim)

@@ -28,6 +28,7 @@ from hidistill.sampling import heun
 from hidistill.teachers.dit import DiT
 from hidistill.teachers.mixture import ExactFlowMap, Mixture
 from hidistill.teachers.mlp import MLP
+from hidistill.teachers.video import VideoDiT
 from hidistill.types import Student, Teacher
 
 MEANS = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, -1.0]], dtype=torch.float64)
@@ -42,6 +43,11 @@ def mixture():
 
 def dit(classes=2, **options):
     return randomized(DiT(image_size=4, channels=2, patch=2, classes=classes, size="mini", taps=(0, 3), **options))
+
+
+def video(classes=2):
+    sizes = {"frames": 3, "image_size": 4, "channels": 2, "patch": 2, "dim": 32, "depth": 2, "heads": 2}
+    return randomized(VideoDiT(classes=classes, taps=(0, 1), **sizes))
 
 
 def labels():
@@ -70,6 +76,8 @@ FAMILIES = {
     ),
     "dit": Family(dit, (2, 4, 4)),
     "dit with pixel layers": Family(lambda: dit(activation="silu", pixel_channels=6), (2, 4, 4)),
+    "video dit": Family(video, (3, 2, 4, 4)),
+    "video dit without classes": Family(lambda: video(classes=0), (3, 2, 4, 4), conditional=False),
     "guided dit": Family(lambda: Guided(dit(), 2.0, 0.0, 0.8), (2, 4, 4), student=None),
 }
 SHELVES = (small_transformers, small_unets, small_originals)
@@ -180,7 +188,7 @@ def test_a_student_begins_as_its_teacher_at_r_equal_t(name):
     torch.testing.assert_close(u, teacher.velocity(x_t, **point), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["mlp", "dit"])
+@pytest.mark.parametrize("name", ["mlp", "dit", "video dit"])
 def test_a_student_is_its_own_copy_and_can_learn_the_interval(name):
     """The last layer of the interval's embedding starts at zero, with a gradient that does not vanish."""
     teacher, x_t, point = query(FAMILIES[name])
@@ -192,7 +200,7 @@ def test_a_student_is_its_own_copy_and_can_learn_the_interval(name):
     assert last.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["mlp", "dit"])
+@pytest.mark.parametrize("name", ["mlp", "dit", "video dit"])
 def test_a_network_is_rebuilt_from_its_configuration(name):
     teacher, x_t, point = query(FAMILIES[name])
     twin = type(teacher).from_config(teacher.config).double()
@@ -213,7 +221,7 @@ def test_derivative_of_a_student_equals_differences(name):
     assert (du - difference).norm() < 1e-5 * du.norm()
 
 
-@pytest.mark.parametrize("name", ["mixture", "mlp", "dit"])
+@pytest.mark.parametrize("name", ["mixture", "mlp", "dit", "video dit"])
 def test_a_condition_of_another_kind_is_refused(name):
     teacher, x_t, point = query(FAMILIES[name])
     with pytest.raises(TypeError, match="conditioned by a tensor of labels; a dict came"):

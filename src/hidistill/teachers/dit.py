@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hidistill.embedding import TimeEmbedding, interval_embedding
+from hidistill.embedding import TimeEmbedding, interval_embedding, position_embedding
 from hidistill.path import per_row
 from hidistill.types import Cond, Labels, Points, Probe, Times, Tokens
 
@@ -319,12 +319,3 @@ def labels_of(cond: Cond) -> Labels:
     if not isinstance(cond, Tensor):
         raise TypeError(f"a DiT is conditioned by a tensor of labels; a {type(cond).__name__} came")
     return cond
-
-
-def position_embedding(grid: int, dim: int) -> Tensor:
-    """Fixed sinusoids of row and column, (grid^2, dim), as in arXiv 2212.09748."""
-    omega = 10_000 ** -(torch.arange(dim // 4) / (dim // 4))
-    angles = torch.arange(grid)[:, None] * omega
-    axis = torch.cat([angles.sin(), angles.cos()], 1)
-    rows, columns = axis[:, None].expand(grid, grid, -1), axis[None].expand(grid, grid, -1)
-    return torch.cat([rows, columns], 2).reshape(grid * grid, dim)
