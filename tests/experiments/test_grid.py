@@ -22,7 +22,7 @@ QUICK = ("Prop. 1: identity, closed form", "Prop. 2: recursion, N = 1", "Prop. 2
 def quick(monkeypatch):
     """The real experiment without its networks, which take longest."""
     study = grid.find(NAME)
-    kept = [variant for variant in study.grids["small"].variants if variant.name in QUICK]
+    kept = [replace(variant, against=None) for variant in study.grids["small"].variants if variant.name in QUICK]
     smaller = replace(study, grids={"small": Grid(kept, (0, 1))}, reference=QUICK[2])
     monkeypatch.setattr("hidistill.experiments.studies.propositions.STUDY", smaller)
     return smaller
@@ -31,7 +31,7 @@ def quick(monkeypatch):
 def test_cells_are_measured_once(quick, tmp_path, caplog):
     results = grid.run(NAME, "small", tmp_path, jobs=2)
     assert results.numbers.keys() == {(name, seed) for name in QUICK for seed in (0, 1)}
-    assert max(results.of(QUICK[0], "error")) < 1e-6
+    assert max(results.of(QUICK[0], "inside")) < 1e-6
     coarse, fine = (results.of(name, "error") for name in QUICK[1:])
     assert min(coarse) > 4 * max(fine)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
@@ -97,13 +97,13 @@ def test_results_become_a_table_a_section_and_two_pictures(quick, tmp_path):
     document = tmp_path / "docs" / "results.md"
     document.parent.mkdir()
     document.write_text(
-        "before\n<!-- begin experiment propositions -->\nold\n<!-- end experiment propositions -->\nafter\n"
+        "before\n<!-- begin experiment propositions -->\nearlier\n<!-- end experiment propositions -->\nafter\n"
     )
     text = report.write(results, tmp_path, name=NAME, size="small", document=document)
     found = document.read_text()
     assert found.startswith("before\n")
     assert found.endswith("after\n")
-    assert "old" not in found
+    assert "earlier" not in found
     assert text in found
     assert f"| {QUICK[0]} | 1.050 ± 0.071 | - | - | - | 1 |" in text
     assert "not resolved" in text
@@ -120,8 +120,23 @@ def test_five_seeds_apart_are_better_or_worse(quick, tmp_path):
     heights = dict(zip(QUICK, (1.0, 3.0, 2.0), strict=True))
     numbers = {(n, s): {"error": heights[n] + s / 10 + 0.01 * (s % 2), "seconds": 1.0} for n in QUICK for s in range(5)}
     text = report.comparisons(Results(quick, grid_of_five, numbers))
-    assert f"| {QUICK[0]} | -1.000 [-1.000, -1.000] better | - |" in text
-    assert f"| {QUICK[1]} | +1.000 [+1.000, +1.000] worse | - |" in text
+    assert f"| {QUICK[0]} | {QUICK[2]} | -1.000 [-1.000, -1.000] better | - |" in text
+    assert f"| {QUICK[1]} | {QUICK[2]} | +1.000 [+1.000, +1.000] worse | - |" in text
+
+
+def test_seeds_that_diverged_are_left_out_of_pairs_and_counted(quick):
+    three = Grid(quick.grids["small"].variants, range(3))
+    numbers = {(n, s): {"error": float(s), "seconds": 1.0} for n in QUICK for s in range(3)}
+    numbers[QUICK[0], 1] = {"seconds": 1.0}
+    numbers[QUICK[2], 2] = {"seconds": 1.0}
+    results = Results(quick, three, numbers)
+    assert results.together((QUICK[0], QUICK[2]), "error") == [(0.0, 0.0)]
+    assert f"| {QUICK[0]} | 1.000 ± 1.414 (2 of 3) |" in report.table(results)
+
+
+def test_comparisons_with_variants_that_are_not_run_are_refused():
+    with pytest.raises(ValueError, match=r"\['elsewhere'\], which are not run"):
+        Grid([Variant("here", {}, ("elsewhere",))], (0,))
 
 
 def test_the_command_lists_experiments_and_refuses_others(capsys):

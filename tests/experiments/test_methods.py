@@ -4,14 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from costs import cost_of
+from torch.utils.flop_counter import FlopCounterMode
 
 from hidistill import weights
 from hidistill.discriminators.matching import parameters
 from hidistill.experiments import bench, planted
-from hidistill.experiments.methods import Method, head_of, stages
+from hidistill.experiments.methods import REFINE_COSTS, SKETCH_COSTS, Method, head_of, stages
 from hidistill.experiments.studies import discriminator, initialization, open_questions, table
 from hidistill.experiments.toys import once
+from hidistill.objectives.regression import Paired
+from hidistill.recipes import digits
 from hidistill.teachers.dit import DiT, Size
+from hidistill.train.loop import steps
 from hidistill.types import Batch
 
 STUDIES = {"discriminator": discriminator, "initialization": initialization, "open": open_questions, "table": table}
@@ -51,8 +56,6 @@ def test_every_method_of_the_studies_moves_its_student_and_nothing_else(argument
     student, head = teacher.student(), head_of(method, teacher)
     before = {key: value.clone() for key, value in student.state_dict().items()}
     kept = {key: value.clone() for key, value in teacher.state_dict().items()}
-    from hidistill.objectives.regression import Paired
-    from hidistill.train.loop import steps
 
     def batch_at(step):
         x, cond = torch.randn(4, 1, 8, 8), torch.arange(4)
@@ -85,13 +88,47 @@ def test_what_does_not_fit_together_is_refused(arguments):
         Method(**arguments)
 
 
+def counted(method, teacher):
+    """Forward passes of the student that a step of a method is worth, by counting its products; mean of its stages."""
+    student, head = teacher.student(), head_of(method, teacher)
+    x, cond, t = torch.randn(64, 1, 8, 8), torch.arange(64) % 10, torch.rand(64)
+    with FlopCounterMode(display=False) as once_through, torch.no_grad():
+        student.mean_velocity(x, t=t, r=t, cond=cond)
+    total, seen = 0.0, 0
+    for stage, _ in stages(method, teacher, student, head):
+        seen += 1
+        batch = Paired(x, cond, 0, noise=torch.randn_like(x))
+        for update in stage.updates.values():
+            for parameter in update.parameters():
+                parameter.requires_grad_(True)
+            with FlopCounterMode(display=False) as counter:
+                update.objective(batch).value.mean().backward()
+            for parameter in update.parameters():
+                parameter.requires_grad_(False)
+            total += counter.get_total_flops() / update.every
+    return total / seen / once_through.get_total_flops()
+
+
+@pytest.mark.parametrize("name", [name for name in SKETCH_COSTS if name != "none"])
+def test_steps_of_trajectory_objectives_cost_what_the_table_says(name):
+    teacher = digits.teacher(steps=4).modules["teacher"].eval().requires_grad_(False)
+    assert counted(Method(sketch=name, sketch_steps=4), teacher) == pytest.approx(SKETCH_COSTS[name], rel=0.03)
+
+
+@pytest.mark.parametrize(("refine", "head"), REFINE_COSTS)
+def test_steps_of_distribution_objectives_cost_what_the_table_says(refine, head):
+    teacher = digits.teacher(steps=4).modules["teacher"].eval().requires_grad_(False)
+    method = Method(refine=refine, head=head, refine_steps=4)
+    assert counted(method, teacher) == pytest.approx(REFINE_COSTS[refine, head], rel=0.03)
+
+
 def test_methods_of_the_table_cost_alike():
     costs = {
-        variant.name: Method(**variant.arguments).cost
+        variant.name: cost_of(variant.arguments)
         for variant in table.STUDY.grids["full"].variants
         if "teacher_steps" not in variant.arguments
     }
-    assert max(costs.values()) < 1.005 * min(costs.values())
+    assert max(costs.values()) < 1.01 * min(costs.values())
 
 
 @pytest.mark.parametrize(

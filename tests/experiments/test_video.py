@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from costs import cost_of
 from PIL import Image
 
-from hidistill.experiments.methods import Method
 from hidistill.experiments.studies.video import STUDY
 from hidistill.experiments.study import Results
 from hidistill.experiments.video import Frames, Plan, cell, strips
@@ -92,5 +92,5 @@ def test_each_stage_alone_costs_what_both_do(size):
     plans = {tuple(sorted(arguments.pop("plan").items())) for arguments in variants.values()}
     assert len(plans) == 1
     Plan(**dict(next(iter(plans))))
-    costs = [Method(**variants[name]).cost for name in ("sketch alone", "refine alone", "HD")]
+    costs = [cost_of(variants[name]) for name in ("sketch alone", "refine alone", "HD")]
     assert max(costs) < 1.01 * min(costs)

@@ -1,5 +1,6 @@
 """Runs the cells of an experiment in processes of their own, and takes the grid up again where it stopped."""
 
+import hashlib
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,16 @@ def run(name: str, size: Size, out: Path, *, jobs: int, seeds: tuple[int, ...] =
         first = failed[0].folder(out) / LOG
         listed = ", ".join(f"{task.variant.name} with seed {task.seed}" for task in failed[:5])
         raise CellFailed(f"{len(failed)} of {len(tasks)} cells failed: {listed}; {first} says why. All others are kept")
-    numbers = {(task.variant.name, task.seed): stored(task, out) for task in tasks}
-    return Results(study, grid, {key: value for key, value in numbers.items() if value is not None})
+    found = {(task.variant.name, task.seed): stored(task, out) for task in tasks}
+    there = {key: value for key, value in found.items() if value is not None}
+    numbers = {key: value["numbers"] | {"seconds": value["seconds"]} for key, value in there.items()}
+    codes = {key: value["code"] for key, value in there.items()}
+    if others := sum(code != state_of_code() for code in codes.values()):
+        logger.warning(
+            "%d of %d cells were measured by another state of the code; to measure them anew, remove %s",
+            others, len(codes), out / "cells",
+        )  # fmt: skip
+    return Results(study, grid, numbers, codes)
 
 
 def busy(out: Path, process: str) -> ValueError:
@@ -149,14 +158,25 @@ def measured(name: str, task: Task, out: Path, running: list[subprocess.Popen]) 
 
 def store(folder: Path, arguments: Mapping[str, Any], numbers: Mapping[str, float], seconds: float) -> None:
     """Write what a cell found."""
-    content = {"arguments": dict(arguments), "version": __version__, "seconds": seconds, "numbers": dict(numbers)}
+    about = {"version": __version__, "code": state_of_code(), "seconds": seconds}
+    content = {"arguments": dict(arguments), **about, "numbers": dict(numbers)}
     folder.mkdir(parents=True, exist_ok=True)
     with whole(folder / RESULT) as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def stored(task: Task, out: Path) -> dict[str, float] | None:
-    """What a cell found; None if it was not run to its end.
+@lru_cache(maxsize=1)
+def state_of_code() -> str:
+    """What tells the sources that decide an experiment's numbers from others: a hash over the package."""
+    root, total = Path(__file__).parents[1], hashlib.sha256()
+    for shelf in ("experiments", "objectives", "discriminators", "metrics", "teachers", "train", "recipes", "data"):
+        for path in sorted((root / shelf).rglob("*.py")):
+            total.update(path.read_bytes())
+    return total.hexdigest()[:12]
+
+
+def stored(task: Task, out: Path) -> dict[str, Any] | None:
+    """What a cell found, and how; None if it was not run to its end.
 
     Raises:
         ValueError: if it was run with other arguments.
@@ -170,4 +190,4 @@ def stored(task: Task, out: Path) -> dict[str, float] | None:
             f"{path} was measured with the arguments {content['arguments']}, now they are "
             f"{dict(task.variant.arguments)}; use another --out, or remove {path.parent}"
         )
-    return content["numbers"] | {"seconds": content["seconds"]}
+    return content

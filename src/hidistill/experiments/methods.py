@@ -15,7 +15,7 @@ from hidistill.discriminators.matching import matched_width, parameters
 from hidistill.discriminators.per_token import PerToken
 from hidistill.discriminators.pooled import Pooled
 from hidistill.guidance import Guided
-from hidistill.objectives.adversarial import Fool, Hinge, TellApart
+from hidistill.objectives.adversarial import Fool, Hinge, Softplus, TellApart
 from hidistill.objectives.alignment import (
     Align,
     Discrepancy,
@@ -24,9 +24,11 @@ from hidistill.objectives.alignment import (
     OneTime,
     SetDistance,
     SlicedWasserstein,
+    each_token,
     energy,
+    pooled,
 )
-from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples, total
+from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples, Sum, total
 from hidistill.objectives.consistency import Consistency
 from hidistill.objectives.continuous import ContinuousConsistency
 from hidistill.objectives.dmd import DMD
@@ -35,22 +37,45 @@ from hidistill.objectives.latent_consistency import LatentConsistency
 from hidistill.objectives.meanflow import MeanFlow
 from hidistill.objectives.progressive import EulerMap, Progressive, rounds
 from hidistill.objectives.regression import Regression, stored
-from hidistill.times import Arcsine, Uniform
+from hidistill.times import Arcsine, LogitNormal, Uniform
 from hidistill.train.ema import Average
 from hidistill.train.stage import Stage, Update, WarmupDecay
-from hidistill.types import Batch, Loss, NoisedObjective, Objective, RolloutObjective, Student, Teacher, TimeLaw
+from hidistill.types import Batch, Loss, NoisedObjective, Objective, RolloutObjective, Student, Teacher
 
 Trajectory = Literal["none", "meanflow", "meanflow from data", "consistency", "sCM", "progressive", "LCM", "regression"]
 Distribution = Literal["none", "dmd", "dmd+gan", "gan", "dmd2", "dmd+align", "blend"]
+"""dmd2 is the discriminator on the fake score's features; blend is sketch and refine in one stage."""
 Head = Literal["none", "adaptive", "pooled", "convolutional", "per_token"]
-Alignment = Literal["none", "energy", "sliced", "moments", "drift"]
+Alignment = Literal["none", "energy", "energy, each token", "sliced", "moments", "drift"]
 
 SCALE, LR, ROUNDS_FROM = 1.5, 5e-4, 16
 """Guidance that is distilled, the sketch's learning rate, and the teacher's Euler steps that the first round halves."""
-SKETCH_COST, REFINE_COST = 6.53, 9.6
-"""Forward passes of the student that a step of each stage is worth, with its backward passes, by benchmarks/flops.py:
-refine's student moves on every second step."""
-NOISED = Uniform(0.02, 0.98)
+SKETCH_COSTS: Mapping[Trajectory, float] = {
+    "none": 0.0,
+    "meanflow": 6.5,
+    "meanflow from data": 4.5,
+    "consistency": 8.0,
+    "sCM": 7.0,
+    "progressive": 5.5,
+    "LCM": 6.0,
+    "regression": 3.0,
+}
+"""Forward passes of the student that a step is worth, with its backward passes: counted on the bench's networks. Pairs
+for regression come on top once, and so does nothing else."""
+REFINE_COSTS: Mapping[tuple[Distribution, Head], float] = {
+    ("dmd", "none"): 7.0,
+    ("dmd+gan", "adaptive"): 10.1,
+    ("dmd+gan", "pooled"): 9.9,
+    ("dmd+gan", "convolutional"): 9.6,
+    ("dmd+gan", "per_token"): 10.0,
+    ("gan", "per_token"): 6.2,
+    ("dmd2", "convolutional"): 13.6,
+}
+"""Likewise of a step of the critics and half a step of the student; a kept trajectory loss adds half a sketch step."""
+FADE = 0.02
+"""What is left of the sketch's loss, which is a sum over components, beside DMD's, which is a mean."""
+NOISED, NOISY = Uniform(0.02, 0.98), LogitNormal(0.9, 1.6)
+"""Times at which samples are judged, and those of sCM, which come near noise as often as they do near data."""
 GAMES: Mapping[str, float] = {"dmd+gan": 0.3, "dmd+align": 0.3, "gan": 1.0, "dmd2": 0.3, "blend": 0.3}
 """Size of the gradient through features, beside DMD's of one."""
 
@@ -69,6 +94,7 @@ class Method:
         head: the discriminator, of as many weights as the adaptive one's.
         parts: options of the adaptive head: queries, sinusoids, classes, layers, shared; bound or norm as False.
         align: the distance of feature sets that stands in for a discriminator.
+        keep: weight of MeanFlow's loss that refine keeps beside its judges; 0 keeps none.
         lr: of the student in refine.
         every: the student moves on each `every`-th step of refine.
 
@@ -84,6 +110,7 @@ class Method:
     head: Head = "none"
     parts: Mapping[str, Any] = field(default_factory=dict)
     align: Alignment = "none"
+    keep: float = 0.0
     lr: float = 3e-4
     every: int = 2
 
@@ -91,37 +118,39 @@ class Method:
         """Refuse what does not fit together."""
         if (self.head != "none") != (self.refine in ("dmd+gan", "gan", "dmd2", "blend")):
             raise ValueError(f"refine={self.refine!r} with head={self.head!r}: a game needs a head, and a head a game")
+        if self.sketch == "progressive" and self.sketch_steps < len(rounds(ROUNDS_FROM)):
+            raise ValueError(f"sketch_steps={self.sketch_steps}: {len(rounds(ROUNDS_FROM))} rounds need a step each")
         if (self.align != "none") != (self.refine == "dmd+align"):
             raise ValueError(f"refine={self.refine!r} with align={self.align!r}: dmd+align needs a distance, no other")
 
     @property
-    def cost(self) -> float:
-        """What its training costs, in forward passes of the student per sample and in round figures."""
-        both = SKETCH_COST * self.sketch_steps + REFINE_COST * self.refine_steps
-        return both + (SKETCH_COST * self.refine_steps / self.every if self.refine == "blend" else 0.0)
+    def learns_every_interval(self) -> bool:
+        """Whether the student is trained to jump to times above 0, rather than to ends alone."""
+        return self.sketch in ("meanflow", "meanflow from data") and (self.refine == "none" or self.keep > 0)
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Two objectives in one stage: the weight of the first falls from 1 to `floor` while the second's rises to 1.
+    """Two objectives in one stage: over its first half, the weight of the first falls to `FADE` and the second's rises.
+
+    The first falls by equal factors, the second rises by equal parts: the first's gradient is some thirty times larger
+    at the start, and a line would hold it in charge to the end.
 
     Args:
         first: fades.
         second: comes.
         steps: of the stage.
-        floor: of the first's weight.
     """
 
     first: Objective
     second: Objective
     steps: int
-    floor: float = 0.02
 
     def __call__(self, batch: Batch) -> Loss:
-        """The weighted sum; the weights are lines over the first half of the stage."""
+        """The weighted sum."""
         share = min(1.0, 2 * batch.step / self.steps)
         losses = {"first": self.first(batch), "second": self.second(batch)}
-        return total(losses, {"first": 1 - share + self.floor * share, "second": share})
+        return total(losses, {"first": FADE**share, "second": share})
 
 
 def stages(
@@ -140,8 +169,8 @@ def stages(
         previous: Student = EulerMap(guided)
         plan = rounds(ROUNDS_FROM)
         for count in plan:
-            objective = Progressive(previous, student, count)
-            yield trajectory(f"round {count}", student, objective, method.sketch_steps // len(plan)), False
+            length = method.sketch_steps // len(plan) + (method.sketch_steps % len(plan) if count == plan[-1] else 0)
+            yield trajectory(f"round {count}", student, Progressive(previous, student, count), length), False
             previous = deepcopy(student).requires_grad_(False)
     elif method.sketch != "none":
         average = Average(student, 0.99)
@@ -168,8 +197,8 @@ def objective_of(name: Trajectory, teacher: Teacher, student: Student, average: 
         "meanflow": lambda: MeanFlow(guided, student, Forward(), Uniform(), 0.25),
         "meanflow from data": lambda: MeanFlow(None, student, Forward(), Uniform(), 0.25),
         "consistency": lambda: Consistency(guided, student, student, 40),
-        "sCM": lambda: ContinuousConsistency(guided, student, Forward(), warmup_steps=100),
-        "LCM": lambda: LatentConsistency(teacher, student, target, SCALE, steps=50, skip=5),
+        "sCM": lambda: ContinuousConsistency(guided, student, Forward(), NOISY, warmup_steps=100),
+        "LCM": lambda: LatentConsistency(teacher, student, target, SCALE, steps=50, skip=1),
         "regression": lambda: Regression(student, stored),
     }
     return found[name]()
@@ -187,25 +216,37 @@ def refined(method: Method, teacher: Teacher, student: Student, head: nn.Module 
         {} if method.refine == "gan" else {"fake": OnGenerated(FlowMatching(fake, Arcsine()))}
     )
     groups: list[dict[str, Any]] = [{"params": list(fake.parameters()), "lr": 6e-4}] if critics else []
-    times: TimeLaw = NOISED
     if head is not None:
         assert isinstance(read, Teacher)
-        judges["gan"] = Fool(head, Hinge())  # type: ignore[arg-type]
-        critics["gan"] = TellApart(read, head, NOISED, Hinge())  # type: ignore[arg-type]
+        game = Softplus() if method.refine == "dmd2" else Hinge()
+        judges["gan"] = Fool(head, game)  # type: ignore[arg-type]
+        critics["gan"] = TellApart(read, head, NOISED, game)  # type: ignore[arg-type]
         groups.append({"params": list(head.parameters()), "lr": 5e-4})
+    size = GAMES.get(method.refine, 0.0)
+    judged: dict[str, RolloutObjective] = {
+        "judged": OnNoised(
+            teacher if method.refine == "gan" else guided, NOISED, judges, size if head is not None else 0.0,
+            features_of=fake if method.refine == "dmd2" else None,
+        )
+    }  # fmt: skip
     if method.align != "none":
-        judges["align"], times = Align(teacher, distance_of(method.align)), OneTime(NOISED)
-    judge = OnNoised(
-        teacher if method.refine == "gan" else guided, times, judges, GAMES.get(method.refine, 0.0),
-        features_of=fake if method.refine == "dmd2" else None,
-    )  # fmt: skip
-    moves: Objective = OnSamples(student, {"judged": judge}, differentiable=True)
+        read_as = each_token if method.align.endswith("each token") else pooled
+        aligned = {"align": Align(teacher, distance_of(method.align), read_as)}
+        judged["aligned"] = OnNoised(teacher, OneTime(NOISED), aligned, size)
+    moves: Objective = OnSamples(student, judged, differentiable=True)
+    kept = MeanFlow(guided, student, Forward(), Uniform(), 0.25)
     if method.refine == "blend":
-        moves = Blend(MeanFlow(guided, student, Forward(), Uniform(), 0.25), moves, length)
+        moves = Blend(kept, moves, length)
+    elif method.keep:
+        moves = Sum({"samples": moves, "trajectory": kept}, {"trajectory": method.keep})
+    # The discriminator's loss must not outweigh the fake score's in the trunk that both move (arXiv 2405.14867).
+    weights = {"gan": 1e-2} if method.refine == "dmd2" else None
     optimizer = AdamW(student.parameters(), lr=method.lr, betas=(0.0, 0.99), weight_decay=0.0)
     schedule = WarmupDecay(length, min(10, length // 10), length // 3)
     updates = {
-        "critics": Update(OnSamples(student, critics, differentiable=False), Adam(groups, betas=(0.0, 0.99))),
+        "critics": Update(
+            OnSamples(student, critics, differentiable=False, weights=weights), Adam(groups, betas=(0.0, 0.99))
+        ),
         "student": Update(moves, optimizer, every=method.every, schedule=schedule),
     }
     return Stage("refine", updates, length, {"student": Average(student, 0.98)})
@@ -214,8 +255,12 @@ def refined(method: Method, teacher: Teacher, student: Student, head: nn.Module 
 def distance_of(name: Alignment) -> SetDistance:
     """A distance between sets of features by its name."""
     found: dict[str, SetDistance] = {
-        "energy": Discrepancy(energy), "sliced": SlicedWasserstein(), "moments": Moments(), "drift": Drift(),
-    }  # fmt: skip
+        "energy": Discrepancy(energy),
+        "energy, each token": Discrepancy(energy),
+        "sliced": SlicedWasserstein(),
+        "moments": Moments(),
+        "drift": Drift(),
+    }
     return found[name]
 
 

@@ -33,7 +33,7 @@ class Planted:
 
     def __call__(self, batch: Batch) -> Loss:
         """Plant the defects, then judge."""
-        broken, _ = plant(batch.x.roll(1, 0), self.side)
+        broken, _ = plant(batch.x, self.side)
         return self.judge(Rollout(batch.x, broken, batch.cond, batch.step))
 
 

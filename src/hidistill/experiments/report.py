@@ -17,42 +17,42 @@ def table(results: Results) -> str:
     for variant in results.grid.variants:
         values = [results.of(variant.name, column.key) for column in columns]
         seconds = Spread.of(results.of(variant.name, "seconds"))
-        lines.append([variant.name, *map(spread, values), f"{seconds.mean:.0f}"])
+        cells = [spread(each, seeds=len(results.grid.seeds)) for each in values]
+        lines.append([variant.name, *cells, f"{seconds.mean:.0f}"])
     return markdown(lines)
 
 
-def spread(values: Sequence[float]) -> str:
-    """A cell of the table."""
+def spread(values: Sequence[float], *, seeds: int) -> str:
+    """A cell of the table; says so where not all seeds have the number."""
     if not values:
         return "-"
     found = Spread.of(values)
-    return cell(found.mean) + (f" ± {cell(found.std)}" if found.n > 1 else "")
+    some = f" ({found.n} of {seeds})" if found.n < seeds else ""
+    return cell(found.mean) + (f" ± {cell(found.std)}" if found.n > 1 else "") + some
 
 
 def comparisons(results: Results) -> str:
-    """Paired differences from the reference with their intervals, and which of them are resolved."""
+    """Paired differences from the references with their intervals, and which of them are resolved."""
     columns = [column for column in results.study.columns if column.better]
-    lines = [["variant - reference", *(column.heading for column in columns)]]
+    lines = [["variant", "against", *(column.heading for column in columns)]]
     for variant in results.grid.variants:
-        if variant.name != results.study.reference:
-            lines.append([variant.name, *(compared(results, variant.name, column) for column in columns)])
+        others = (results.study.reference,) if variant.against is None else variant.against
+        for other in others:
+            if other != variant.name:
+                cells = [compared(results, variant.name, other, column) for column in columns]
+                lines.append([variant.name, other, *cells])
     return markdown(lines)
 
 
-def compared(results: Results, variant: str, column: Column) -> str:
+def compared(results: Results, variant: str, other: str, column: Column) -> str:
     """One paired difference, in figures and a word."""
-    found = difference(results, variant, column)
-    if found is None:
+    pairs = results.together((variant, other), column.key)
+    if not pairs:
         return "-"
+    found = paired([mine for mine, _ in pairs], [theirs for _, theirs in pairs])
     if found.n == 1:
         return f"{signed(found.mean)} (one seed)"
     return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}] {verdict(found, column)}"
-
-
-def difference(results: Results, variant: str, column: Column) -> Difference | None:
-    """The paired difference of a variant from the reference; None where one of them lacks the number."""
-    mine, theirs = results.of(variant, column.key), results.of(results.study.reference, column.key)
-    return paired(mine, theirs) if mine and len(mine) == len(theirs) else None
 
 
 def verdict(found: Difference, column: Column) -> str:
@@ -79,14 +79,17 @@ def section(results: Results, *, name: str, size: str, wall: float, figure: str,
         caption: of the picture.
     """
     study, seeds = results.study, results.grid.seeds
+    several = len(set(results.codes.values()))
+    mixed = f" The cells were measured by {several} different states of the code." if several > 1 else ""
     parts = [
         f"### {name}\n",
         f"{study.question}\n",
         f"{study.setting} `hidistill experiment {name} --size {size}`; seeds {', '.join(map(str, seeds))}; "
-        f"{len(results.numbers)} cells, {wall / 60:.0f} CPU minutes.\n",
+        f"{len(results.numbers)} cells, {wall / 60:.0f} CPU minutes (a first cell's hold what all share).{mixed}\n",
         table(results),
-        f'Paired differences from "{study.reference}" with intervals of 95 % (bootstrap over seeds, expanded for '
-        f"small samples); with fewer than {LEAST_SEEDS} seeds, or zero within, they are not resolved.\n",
+        "Differences of pairs of equal seeds, with intervals of 95 % (bootstrap over seeds, expanded for small "
+        "samples: about 92 % for five normal values; comparisons are many and not corrected for). With fewer than "
+        f"{LEAST_SEEDS} seeds, or zero within, they are not resolved.\n",
         comparisons(results),
         f"![{caption}]({figure})\n",
         f"*{caption}*\n",

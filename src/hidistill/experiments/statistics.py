@@ -49,8 +49,9 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
     """The difference of two variants that were run with the same seeds.
 
     The interval is the bootstrap's percentile interval, expanded for small samples (arXiv 1411.5279, section 3.4): its
-    quantiles are those at which it is as wide as Student's interval where the data is normal. Without that, five pairs
-    would cover four fifths of what they claim to.
+    quantiles are those at which it would be as wide as Student's interval for normal data. Five pairs have few
+    different resamples, so it stays 12 % narrower there and covers about 92 % (the plain one about 82 %), for skewed
+    data less. That many comparisons are made is not corrected for.
 
     Raises:
         ValueError: if there are no pairs, or not equally many of both.

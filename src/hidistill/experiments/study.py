@@ -1,7 +1,7 @@
 """What an experiment is: variants, seeds, a cell that measures one of each, and what its numbers mean."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hidistill.experiments.figure import Picture
@@ -18,10 +18,12 @@ class Variant:
     Args:
         name: of its row.
         arguments: of the cell, as JSON holds them.
+        against: the variants that it is compared with; None is the experiment's reference.
     """
 
     name: str
     arguments: Mapping[str, Any]
+    against: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Grid:
                 f"variants {names} and seeds {list(self.seeds)}: an experiment needs at least one of each, and none "
                 "twice"
             )
+        strangers = {name for variant in self.variants for name in variant.against or ()} - set(names)
+        if strangers:
+            raise ValueError(f"variants are compared with {sorted(strangers)}, which are not run; these are {names}")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Study:
         grids: by size.
         cell: measures.
         columns: of the table.
-        reference: the variant that all others are compared with.
+        reference: the variant that others are compared with where they do not say another.
         figure: draws the results.
     """
 
@@ -107,16 +112,22 @@ class Results:
         study: the experiment.
         grid: what was run.
         numbers: by variant and seed.
+        codes: what the code was that measured each.
     """
 
     study: Study
     grid: Grid
     numbers: Mapping[tuple[str, int], Mapping[str, float]]
+    codes: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
     def of(self, variant: str, key: str) -> list[float]:
-        """A number of a variant for each seed, in their order; empty if it does not exist for this variant."""
-        found = [self.numbers[variant, seed].get(key) for seed in self.grid.seeds]
-        return [number for number in found if number is not None]
+        """A number of a variant for each seed that has it, in their order; a run that diverged has few numbers."""
+        return [number for (number,) in self.together((variant,), key)]
+
+    def together(self, variants: Sequence[str], key: str) -> list[tuple[float, ...]]:
+        """A number of several variants for each seed for which all of them have it."""
+        rows = [[self.numbers[name, seed].get(key) for name in variants] for seed in self.grid.seeds]
+        return [tuple(n for n in row if n is not None) for row in rows if None not in row]
 
     def by_variant(self, key: str) -> dict[str, list[float]]:
         """A number of every variant that has it, over the seeds."""

@@ -221,7 +221,7 @@ def measured(method: Method, plan: Plan, *, seed: int, folder: Path) -> dict[str
                 average.install()
     except NonFinite:
         return {"diverged": 1.0}
-    numbers = {"diverged": 0.0, "cost": method.cost}
+    numbers = {"diverged": 0.0}
     ends = ends_at(folder, plan, teacher, seed=seed)
     for count in (1, 2):
         made = drawn(student_row("student", student, steps=count, precision="float32"), plan, seed=seed)

@@ -21,7 +21,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "last block alone": {"layers": [-1]},
 }
 DEFECT = 6
-"""Pixels of a side: a forty-fifth of the picture."""
+"""Pixels of a side: a twenty-second of the picture."""
 
 
 def cell(*, seed: int, folder: Path, planted_steps: int = 0, **method: Any) -> Mapping[str, float]:  # noqa: ANN401
@@ -38,11 +38,14 @@ def grid(sketch: int, refine: int, planted_steps: int, seeds: int) -> Grid:
     variants = [Variant("no head", base | {"refine": "dmd"})]
     variants += [Variant(word, game | {"head": head}) for head, word in HEADS.items()]
     parts = {name: resolved(options) for name, options in PARTS.items()}
-    variants += [Variant(f"AWD, {name}", game | {"head": "adaptive", "parts": part}) for name, part in parts.items()]
-    alone = {"refine": "gan", "planted_steps": planted_steps}
-    variants += [Variant(f"planted: {word}", alone | {"head": head}) for head, word in HEADS.items()]
     variants += [
-        Variant(f"planted: AWD, {name}", alone | {"head": "adaptive", "parts": part}) for name, part in parts.items()
+        Variant(f"AWD, {name}", game | {"head": "adaptive", "parts": part}, ("AWD",)) for name, part in parts.items()
+    ]
+    alone = {"refine": "gan", "planted_steps": planted_steps}
+    variants += [Variant(f"planted: {word}", alone | {"head": head}, ("planted: GAP",)) for head, word in HEADS.items()]
+    variants += [
+        Variant(f"planted: AWD, {name}", alone | {"head": "adaptive", "parts": part}, ("planted: AWD",))
+        for name, part in parts.items()
     ]
     return Grid(variants, range(seeds))
 
@@ -76,7 +79,8 @@ STUDY = Study(
         "through which of its parts?"
     ),
     setting=(
-        "Upper rows: digits of 8 x 8 pixels, both stages, heads of equal weights on the teacher's 16 tokens. "
+        "Upper rows: digits of 8 x 8 pixels, both stages, heads of equal weights (but for AWD's parts) on the "
+        "teacher's 16 tokens; all give gradients of one size, so that their direction alone is compared. "
         'Rows "planted": heads alone on features of the bundled Fashion-MNIST teacher (49 tokens), real pictures '
         f"against real ones with a turned square of {DEFECT} x {DEFECT} pixels."
     ),

@@ -2,7 +2,7 @@
 
 from hidistill.experiments.bench import JUDGED, cell
 from hidistill.experiments.figure import Picture, rows
-from hidistill.experiments.methods import REFINE_COST, SKETCH_COST
+from hidistill.experiments.methods import REFINE_COSTS, SKETCH_COSTS
 from hidistill.experiments.study import Column, Grid, Results, Study, Variant
 
 HARD = {"lr": 3e-3, "every": 1}
@@ -22,16 +22,23 @@ def grid(refine: int, sketches: tuple[int, ...], seeds: int) -> Grid:
         for name, word in (("consistency", "CM"), ("progressive", "PGD"), ("regression", "regression"))
     ]
     variants += [
-        Variant(f"MeanFlow, {steps} steps", stage | {"sketch": "meanflow", "sketch_steps": steps}) for steps in sketches
-    ]
+        Variant(
+            f"MeanFlow, {steps} steps", stage | {"sketch": "meanflow", "sketch_steps": steps},
+            ("teacher's weights", f"teacher's weights, cost of {steps} more"),
+        )
+        for steps in sketches
+    ]  # fmt: skip
     for steps in sketches:
-        equal = refine + round(SKETCH_COST * steps / REFINE_COST)
+        equal = refine + round(SKETCH_COSTS["meanflow"] * steps / REFINE_COSTS["dmd", "none"])
         variants.append(Variant(f"teacher's weights, cost of {steps} more", stage | {"refine_steps": equal}))
     variants += [
         Variant("hard: teacher's weights", stage | HARD),
-        Variant(f"hard: MeanFlow, {longest} steps", stage | HARD | {"sketch": "meanflow", "sketch_steps": longest}),
-        Variant("hard: random weights", stage | HARD | {"start": "random"}),
-    ]
+        Variant(
+            f"hard: MeanFlow, {longest} steps", stage | HARD | {"sketch": "meanflow", "sketch_steps": longest},
+            ("hard: teacher's weights",),
+        ),
+        Variant("hard: random weights", stage | HARD | {"start": "random"}, ("hard: teacher's weights",)),
+    ]  # fmt: skip
     return Grid(variants, range(seeds))
 
 

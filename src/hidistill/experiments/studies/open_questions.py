@@ -2,11 +2,14 @@
 
 from hidistill.experiments.bench import JUDGED, cell
 from hidistill.experiments.figure import Picture, rows
-from hidistill.experiments.methods import REFINE_COST, SKETCH_COST
+from hidistill.experiments.methods import REFINE_COSTS, SKETCH_COSTS
 from hidistill.experiments.study import Column, Grid, Results, Study, Variant
 
+CRITICS = 6.1
+"""Forward passes that a step of fake score and discriminator is worth."""
 ALIGNMENTS = {
     "energy": "energy distance",
+    "energy, each token": "energy distance by token",
     "sliced": "sliced Wasserstein",
     "moments": "means and covariances",
     "drift": "drift",
@@ -16,10 +19,13 @@ ALIGNMENTS = {
 def grid(sketch: int, refine: int, seeds: int) -> Grid:
     """Two stages against one of equal cost, and every alignment in the discriminator's place."""
     stages = {"sketch": "meanflow", "sketch_steps": sketch, "refine_steps": refine}
-    blended = round((SKETCH_COST * sketch + REFINE_COST * refine) / (REFINE_COST + SKETCH_COST / 2))
+    game = REFINE_COSTS["dmd+gan", "adaptive"]
+    # One step of the blend moves the student each time: twice its half step, and a sketch step.
+    blend = 2 * game - CRITICS + SKETCH_COSTS["meanflow"]
+    blended = round((SKETCH_COSTS["meanflow"] * sketch + game * refine) / blend)
     variants = [
         Variant("two stages, AWD", stages | {"refine": "dmd+gan", "head": "adaptive"}),
-        Variant("one stage, AWD", {"refine": "blend", "refine_steps": blended, "head": "adaptive"}),
+        Variant("one stage, AWD", {"refine": "blend", "refine_steps": blended, "head": "adaptive", "every": 1}),
         Variant("two stages, no alignment", stages | {"refine": "dmd"}),
     ]
     variants += [
@@ -49,7 +55,8 @@ STUDY = Study(
     ),
     setting=(
         'Digits of 8 x 8 pixels, a DiT of 0.6 million weights at guidance 1.5. "One stage" moves from MeanFlow to '
-        "DMD and AWD over its first half, keeping a fiftieth of the former, and is as long as both stages cost."
+        "DMD and AWD over its first half, keeping a fiftieth of the former, with a student that moves at every step, "
+        "and is as long as both stages cost."
     ),
     grids={"small": grid(100, 64, 2), "full": grid(500, 320, 5)},
     cell=cell,

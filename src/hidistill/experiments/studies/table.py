@@ -2,11 +2,16 @@
 
 from hidistill.experiments.bench import JUDGED, cell
 from hidistill.experiments.figure import Picture, rows
-from hidistill.experiments.methods import REFINE_COST, SKETCH_COST
+from hidistill.experiments.methods import FADE, REFINE_COSTS, SKETCH_COSTS, Distribution, Head, Trajectory
 from hidistill.experiments.study import Column, Grid, Results, Study, Variant
 
 TEACHER_STEPS = (1, 2, 4, 16, 50, 250)
-NAMES = {
+ALONE: tuple[tuple[str, Distribution, Head], ...] = (
+    ("DMD", "dmd", "none"),
+    ("DMD2", "dmd2", "convolutional"),
+    ("GAN alone", "gan", "per_token"),
+)
+NAMES: dict[Trajectory, str] = {
     "consistency": "CM",
     "sCM": "sCM",
     "progressive": "PGD",
@@ -18,19 +23,22 @@ NAMES = {
 
 
 def grid(sketch: int, refine: int, seeds: int) -> Grid:
-    """All methods; those of one stage train as long as both stages together cost."""
-    both = SKETCH_COST * sketch + REFINE_COST * refine
-    alone, matched = round(both / SKETCH_COST), round(both / REFINE_COST)
+    """All methods; those of one stage train as long as both stages together cost, counted in products."""
+    kept = SKETCH_COSTS["meanflow"] / 2
+    both = SKETCH_COSTS["meanflow"] * sketch + (REFINE_COSTS["dmd+gan", "adaptive"] + kept) * refine
     variants = [
         Variant(f"teacher, {count} step{'s' * (count > 1)}", {"teacher_steps": count}) for count in TEACHER_STEPS
     ]
-    variants += [Variant(word, {"sketch": name, "sketch_steps": alone}) for name, word in NAMES.items()]
     variants += [
-        Variant("DMD", {"refine": "dmd", "refine_steps": matched}),
-        Variant("DMD2", {"refine": "dmd2", "refine_steps": matched, "head": "convolutional"}),
-        Variant("GAN alone", {"refine": "gan", "refine_steps": matched, "head": "per_token"}),
+        Variant(word, {"sketch": name, "sketch_steps": round(both / SKETCH_COSTS[name])})
+        for name, word in NAMES.items()
     ]
-    stages = {"sketch": "meanflow", "sketch_steps": sketch, "refine": "dmd+gan", "refine_steps": refine}
+    for word, method, head in ALONE:
+        length = round(both / REFINE_COSTS[method, head])
+        variants.append(Variant(word, {"refine": method, "refine_steps": length, "head": head}))
+    stages = {
+        "sketch": "meanflow", "sketch_steps": sketch, "refine": "dmd+gan", "refine_steps": refine, "keep": FADE,
+    }  # fmt: skip
     variants += [
         Variant("HD, GAP", stages | {"head": "pooled"}),
         Variant("HD", stages | {"head": "adaptive"}),
@@ -58,9 +66,12 @@ def figure(results: Results) -> Picture:
 STUDY = Study(
     question="How do the methods of the field compare as one-step and two-step students of one teacher?",
     setting=(
-        "Digits of 8 x 8 pixels, a DiT of 0.6 million weights at guidance 1.5; every student begins at the teacher's "
-        "weights, and methods of one stage train as long as both stages of HD cost together. The teacher's rows stand "
-        "in the columns of one step, whatever their own count."
+        "Digits of 8 x 8 pixels, a DiT of 0.6 million weights at guidance 1.5 (but MeanFlow from data has none); every "
+        "student begins at the teacher's weights, and methods of one stage train as long as both stages of HD cost, "
+        "counted in products (regression's pairs come on top). DMD is without its regression term; HD keeps a fiftieth "
+        "of MeanFlow's loss in refine. Two steps are jumps for MeanFlow and HD, which learn every interval, and "
+        "re-noised for the others, which learn ends alone. The teacher's rows stand in the columns of one step, "
+        "whatever their own count."
     ),
     grids={"small": grid(100, 64, 2), "full": grid(500, 320, 5)},
     cell=cell,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hidistill.experiments.figure import Picture, rows
-from hidistill.experiments.methods import REFINE_COST, SKETCH_COST
+from hidistill.experiments.methods import REFINE_COSTS, SKETCH_COSTS
 from hidistill.experiments.study import Column, Grid, Results, Study, Variant
 from hidistill.experiments.video import cell
 
@@ -22,7 +22,8 @@ TEACHER_STEPS = (1, 2, 50)
 def grid(plan: Mapping[str, Any], *, sketch: int, refine: int, seeds: int) -> Grid:
     """Both stages, and each alone for as long as both cost; the teacher and real clips beside them."""
     shared = {"plan": dict(plan)}
-    both = SKETCH_COST * sketch + REFINE_COST * refine
+    sketched, refined = SKETCH_COSTS["meanflow"], REFINE_COSTS["dmd+gan", "adaptive"]
+    both = sketched * sketch + refined * refine
     trajectory = {"sketch": "meanflow"}
     distribution = {"refine": "dmd+gan", "head": "adaptive"}
     variants = [Variant("real clips of other digits", shared | {"real": True})]
@@ -31,8 +32,8 @@ def grid(plan: Mapping[str, Any], *, sketch: int, refine: int, seeds: int) -> Gr
         for count in TEACHER_STEPS
     ]
     variants += [
-        Variant("sketch alone", shared | trajectory | {"sketch_steps": round(both / SKETCH_COST)}),
-        Variant("refine alone", shared | distribution | {"refine_steps": round(both / REFINE_COST)}),
+        Variant("sketch alone", shared | trajectory | {"sketch_steps": round(both / sketched)}),
+        Variant("refine alone", shared | distribution | {"refine_steps": round(both / refined)}),
         Variant("HD", shared | trajectory | distribution | {"sketch_steps": sketch, "refine_steps": refine}),
     ]
     return Grid(variants, range(seeds))
