@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from hidistill.types import Batch, Cond, PerSample, Points, Times
+from hidistill.types import Batch, Cond, Labels, PerSample, Points, Times
 
 
 def per_row(t: Shaped[Tensor, " b"], x: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "b ..."]:
@@ -70,6 +70,21 @@ def rows_of(cond: Cond, rows: Tensor | slice) -> Cond:
     if isinstance(cond, Mapping):
         return {name: value[rows] for name, value in cond.items()}
     return cond[rows]
+
+
+def labels_of(cond: Cond, *, owner: str) -> Labels:
+    """The labels (b,) in a condition that is a plain tensor of class indices.
+
+    Args:
+        cond: the condition.
+        owner: whose condition it is, for the message: "a DiT".
+
+    Raises:
+        TypeError: if it is no tensor.
+    """
+    if not isinstance(cond, Tensor):
+        raise TypeError(f"{owner} is conditioned by a tensor of labels; a {type(cond).__name__} came")
+    return cond
 
 
 def cond_on(cond: Cond, device: torch.device | str) -> Cond:

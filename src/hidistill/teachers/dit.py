@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hidistill.embedding import TimeEmbedding, interval_embedding, position_embedding
-from hidistill.path import per_row
-from hidistill.types import Cond, Labels, Points, Probe, Times, Tokens
+from hidistill.path import labels_of, per_row
+from hidistill.types import Cond, Points, Probe, Times, Tokens
 
 
 class Size(NamedTuple):
@@ -205,7 +205,7 @@ class DiT(nn.Module):
 
     def embed(self, t: Times, cond: Cond) -> Tensor:
         """The conditioning vector (b, dim) of a time and a label."""
-        return self.time(t) + self.label(labels_of(cond))
+        return self.time(t) + self.label(labels_of(cond, owner="a DiT"))
 
     def enter(self, x_t: Points, t: Times) -> tuple[Tokens, Tensor]:
         """Tokens of the patches, and the image (b, any, size, size) that they were cut from."""
@@ -270,7 +270,7 @@ class DiT(nn.Module):
 
     def null(self, cond: Cond) -> Cond:
         """The null class, `classes`, for every sample."""
-        return torch.full_like(labels_of(cond), self.classes)
+        return torch.full_like(labels_of(cond, owner="a DiT"), self.classes)
 
     def student(self) -> "FlowMapDiT":
         """A flow map that starts as this teacher: `u(x_t, r, t) = velocity(x_t, t)` for every r."""
@@ -312,10 +312,3 @@ class FlowMapDiT(nn.Module):
         x, _ = self.net.trunk(x, c)
         gain = per_row(self.gain(F.silu(c)).squeeze(1), x_t).to(x_t.dtype)
         return self.net.head(x, image, x_t, t, c) + gain * x_t
-
-
-def labels_of(cond: Cond) -> Labels:
-    """The labels in a condition of this family, which is a plain tensor of class indices."""
-    if not isinstance(cond, Tensor):
-        raise TypeError(f"a DiT is conditioned by a tensor of labels; a {type(cond).__name__} came")
-    return cond

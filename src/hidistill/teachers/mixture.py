@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hidistill.path import per_row
+from hidistill.path import labels_of, per_row
 from hidistill.types import Cond, Labels, Points, Probe, Student, Times, Tokens, VelocityField
 
 Vectors = Float[Tensor, "b dim"]
@@ -66,7 +66,7 @@ class Mixture(nn.Module):
         residuals = x_t[:, None] - (1 - t) * means
         variances = ((1 - t) * stds).square() + t.square()
         log_density = -0.5 * (residuals.square() / variances + variances.log()).sum(2)
-        log_weights = self.log_weights.to(x_t.dtype)[labels_of(cond)]
+        log_weights = self.log_weights.to(x_t.dtype)[labels_of(cond, owner="a mixture")]
         return (log_density + log_weights).softmax(1), residuals, variances
 
     def velocity(self, x_t: Vectors, *, t: Times, cond: Cond) -> Vectors:
@@ -103,7 +103,7 @@ class Mixture(nn.Module):
 
     def null(self, cond: Cond) -> Cond:
         """The null class, `len(classes)`, for every sample."""
-        return torch.full_like(labels_of(cond), len(self.log_weights) - 1)
+        return torch.full_like(labels_of(cond, owner="a mixture"), len(self.log_weights) - 1)
 
     def student(self, steps: int = 100) -> Student:
         """The exact flow map of this teacher; it has nothing to learn."""
@@ -149,10 +149,3 @@ class ExactFlowMap:
         third = self.field.velocity(x - half * second, t=t - h / 2, cond=cond)
         fourth = self.field.velocity(x - 2 * half * third, t=t - h, cond=cond)
         return (first + 2 * second + 2 * third + fourth) / 6
-
-
-def labels_of(cond: Cond) -> Labels:
-    """The labels in a condition of this family, which is a plain tensor of class indices."""
-    if not isinstance(cond, Tensor):
-        raise TypeError(f"a mixture is conditioned by a tensor of labels; a {type(cond).__name__} came")
-    return cond

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hidistill.embedding import TimeEmbedding
-from hidistill.types import Cond, Labels, Points, Probe, Times, Tokens
+from hidistill.path import labels_of
+from hidistill.types import Cond, Points, Probe, Times, Tokens
 
 Vectors = Float[Tensor, "b dim"]
 
@@ -60,7 +61,7 @@ class MLP(nn.Module):
 
     def embed(self, t: Times, cond: Cond) -> Tensor:
         """The conditioning vector (b, width) of a time and a label."""
-        return F.silu(self.time(t) + self.label(labels_of(cond)))
+        return F.silu(self.time(t) + self.label(labels_of(cond, owner="an MLP")))
 
     def run(self, x_t: Vectors, c: Tensor) -> Probe:
         """Velocity and hidden layers under a condition (b, width)."""
@@ -93,7 +94,7 @@ class MLP(nn.Module):
 
     def null(self, cond: Cond) -> Cond:
         """The null class, `classes`, for every sample."""
-        return torch.full_like(labels_of(cond), self.classes)
+        return torch.full_like(labels_of(cond, owner="an MLP"), self.classes)
 
     def student(self) -> "FlowMapMLP":
         """A flow map that starts as this teacher: `u(x_t, r, t) = velocity(x_t, t)` for every r."""
@@ -128,10 +129,3 @@ class FlowMapMLP(nn.Module):
     def mean_velocity(self, x_t: Points, *, t: Times, r: Times, cond: Cond) -> Points:
         """See `Student.mean_velocity`."""
         return self.net.run(x_t, self.net.embed(t, cond) + self.interval(t - r)).velocity
-
-
-def labels_of(cond: Cond) -> Labels:
-    """The labels in a condition of this family, which is a plain tensor of class indices."""
-    if not isinstance(cond, Tensor):
-        raise TypeError(f"an MLP is conditioned by a tensor of labels; a {type(cond).__name__} came")
-    return cond

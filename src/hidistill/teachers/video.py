@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hidistill.embedding import TimeEmbedding, interval_embedding, position_embedding, sinusoids
-from hidistill.path import per_row
-from hidistill.types import Cond, Labels, Points, Probe, Times, Tokens
+from hidistill.path import labels_of, per_row
+from hidistill.types import Cond, Points, Probe, Times, Tokens
 
 Grid = Float[Tensor, "b frames patches dim"]
 """Tokens of the patches of each frame."""
@@ -154,7 +154,7 @@ class VideoDiT(nn.Module):
 
     def embed(self, t: Times, cond: Cond) -> Tensor:
         """The conditioning vector (b, dim) of a time and a label."""
-        return self.time(t) + self.label(labels_of(cond))
+        return self.time(t) + self.label(labels_of(cond, owner="a VideoDiT"))
 
     def enter(self, x_t: Points, t: Times) -> Grid:
         """Tokens of the patches of each frame."""
@@ -215,7 +215,7 @@ class VideoDiT(nn.Module):
 
     def null(self, cond: Cond) -> Cond:
         """The null class, `classes`, for every sample."""
-        return torch.full_like(labels_of(cond), self.classes)
+        return torch.full_like(labels_of(cond, owner="a VideoDiT"), self.classes)
 
     def student(self) -> "FlowMapVideoDiT":
         """A flow map that starts as this teacher: `u(x_t, r, t) = velocity(x_t, t)` for every r."""
@@ -254,10 +254,3 @@ class FlowMapVideoDiT(nn.Module):
         x, _ = self.net.trunk(self.net.enter(x_t, t), c)
         gain = per_row(self.gain(F.silu(c)).squeeze(1), x_t).to(x_t.dtype)
         return self.net.head(x, x_t, t, c) + gain * x_t
-
-
-def labels_of(cond: Cond) -> Labels:
-    """The labels in a condition of this family, which is a plain tensor of class indices."""
-    if not isinstance(cond, Tensor):
-        raise TypeError(f"a VideoDiT is conditioned by a tensor of labels; a {type(cond).__name__} came")
-    return cond
