@@ -63,9 +63,7 @@ def files_below(root):
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in ("dit", "sana") else pytest.mark.slow) for n in FAMILIES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "dit" else pytest.mark.slow) for n in FAMILIES])
 def test_both_stages_run_and_leave_a_student_that_is_read_back(shelf, tmp_path, name):
     given = shelf(name)
     before = files_below(given["teacher"])
@@ -114,6 +112,7 @@ def test_a_port_learns_its_teacher_and_is_a_pipeline_of_stock_diffusers(tmp_path
     assert difference.abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_adapters_share_the_teachers_weights_and_are_read_back_merged(shelf, tmp_path):
     given = shelf("dit")
     experiment = carried_out(tmp_path, **given, **TINY, lora_rank=2)
@@ -128,6 +127,7 @@ def test_adapters_share_the_teachers_weights_and_are_read_back_merged(shelf, tmp
         assert (student.mean_velocity(x_t, **point) - own).norm() < 1e-4 * own.norm()
 
 
+@pytest.mark.slow
 def test_from_prompts_alone_the_teacher_draws_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr("hidistill.recipes.material.DRAWING_STEPS", 2)
     teacher = small.saved(small.sana(), tmp_path / "teacher")
@@ -172,7 +172,7 @@ def test_a_finished_run_is_evaluated_again_and_sampled_from(shelf, tmp_path):
         assert len(image.convert("RGB").getcolors(100_000)) > 10
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_teacher_in_half_precision_is_distilled_with_weights_in_float32(shelf, tmp_path, rank):
     given = shelf("dit")
     half = small.dit()

@@ -79,7 +79,11 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(
     ("made", "classes"),
-    [(fashion_run, FASHION), (digits_run, tuple("0123456789")), (images_run, ("dark", "light"))],
+    [
+        (fashion_run, FASHION),
+        pytest.param(digits_run, tuple("0123456789"), marks=pytest.mark.slow),
+        pytest.param(images_run, ("dark", "light"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_that_stops_in_either_stage_is_the_run_that_did_not(made, classes, tmp_path, pictures):
     recipe, arguments = made(tmp_path, pictures)
