@@ -18,9 +18,13 @@ def fold_in(seed: int, *names: str | int) -> int:
 
 def normal(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal noise (len(seeds), *shape) in float32 on the CPU; row i depends on seeds[i] alone."""
-    generator = torch.Generator()
-    rows = [torch.randn(tuple(shape), generator=generator.manual_seed(fold_in(seed, "noise"))) for seed in seeds]
+    rows = [torch.randn(tuple(shape), generator=generator) for generator in generators(seeds)]
     return torch.stack(rows) if rows else torch.empty(0, *shape)
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """Generators that begin with the rows of `normal`; for those who draw by themselves."""
+    return [torch.Generator().manual_seed(fold_in(seed, "noise")) for seed in seeds]
 
 
 def shuffled(count: int, *, batch_size: int, step: int, seed: int) -> Tensor:

@@ -123,6 +123,24 @@ def test_fewer_classes_are_told(tmp_path, caplog):
     assert "no captions; 2 classes by sub-folder" in caplog.text
 
 
+def test_classes_are_matched_by_the_names_that_the_teacher_has(tmp_path, caplog):
+    teacher = small.saved(small.dit(num_embeds_ada_norm=3), tmp_path / "dit")
+    index = json.loads((teacher / "model_index.json").read_text())
+    index["id2label"] = {"0": "a cat, class2", "1": "Class0", "2": "class1"}
+    (teacher / "model_index.json").write_text(json.dumps(index))
+    images = classed(tmp_path / "images", 3)
+    with caplog.at_level("INFO"):
+        write_cache(teacher=teacher, images=str(images), out=tmp_path / "cache", workers=2)
+    assert "classes are matched by their names" in caplog.text
+    cache = Cache.open(tmp_path / "cache")
+    assert cache.classes == ["class2", "class0", "class1"]
+    part = cache.split("test")
+    assert part.cond.tolist() == [(int(key[5]) + 1) % 3 for key in part.keys] == part.split.labels.tolist()
+    with pytest.raises(ValueError, match="are the teacher's labels \\[1, 2\\]"):
+        write_cache(teacher=teacher, images=str(classed(tmp_path / "two", 2)), out=tmp_path / "more")
+    assert not (tmp_path / "more").exists()
+
+
 def test_a_teacher_of_gray_pixels(tmp_path):
     teacher = small.saved(small.ddpm(), tmp_path / "ddpm")
     write_cache(teacher=teacher, images=str(classed(tmp_path / "gray", 1, gray=True)), out=tmp_path / "cache")

@@ -3,6 +3,7 @@
 import json
 
 import diffusers
+import numpy as np
 import pytest
 import small_pipelines
 import torch
@@ -62,6 +63,22 @@ def test_a_folder_for_stock_diffusers(tmp_path, run, capsys):
     images = as_tensor(pipeline(**call, generator=torch.Generator().manual_seed(3)).images)
     expected = load(root / "teacher").codec.decode(jump(student, z, cond=LABELS))
     assert (images - expected).abs().max() < 1e-4
+
+
+def test_sampling_from_the_folder_is_sampling_from_the_run(tmp_path, run, capsys):
+    root, _, _ = run
+    folder, out = tmp_path / "student", str(tmp_path / "x.png")
+    export(root / "run", to="diffusers", out=folder)
+    found = []
+    for source in (root / "run", folder):
+        words = ["--count", "3", "--label", "1", "--seed", "5", "--out", out, "--npz", str(tmp_path / "x.npz")]
+        assert main(["sample", str(source), *words]) == 0
+        found.append(np.load(tmp_path / "x.npz")["images"].astype(int))
+    assert abs(found[0] - found[1]).max() <= 1  # rounding
+    assert abs(found[0][0] - found[0][1]).max() > 20
+    capsys.readouterr()
+    assert main(["sample", str(folder), "--steps", "2", "--out", out]) == 2
+    assert "exported for one step; leave --steps out" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_folder_for_several_steps(tmp_path, run, monkeypatch):

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from hidistill.export.few_step import code_for
+from hidistill.foreign.clock import entries, timeless
 from hidistill.foreign.folder import Folder, library
-from hidistill.seeds import fold_in
+from hidistill.seeds import fold_in, generators
 from hidistill.types import Images
 
 BATCH = 16
@@ -37,12 +39,14 @@ class Plan(NamedTuple):
 
 
 def draw(root: Path, plan: Plan, count: int) -> Images:
-    """Images of the pipeline in a folder.
+    """Images of the pipeline in a folder, from the noise that a student of ours would begin with.
 
     Raises:
-        ValueError: if the pipeline wants a label or a prompt and got the other, or neither.
+        ValueError: if the pipeline wants a label or a prompt and got the other, or neither; or if it was exported for
+            one step and more are asked for.
     """
     pipeline = loaded(root).to(plan.device)
+    refuse_steps(pipeline, root, plan.steps)
     pipeline.set_progress_bar_config(disable=True)
     takes = inspect.signature(pipeline.__call__).parameters
     options: dict[str, Any] = {"num_inference_steps": plan.steps, "output_type": "np"}
@@ -57,11 +61,27 @@ def draw(root: Path, plan: Plan, count: int) -> Images:
     images = []
     for start in range(0, count, BATCH):
         rows = range(start, min(start + BATCH, count))
-        generators = [torch.Generator().manual_seed(fold_in(plan.seed, "sample", row)) for row in rows]
+        drawing = generators([fold_in(plan.seed, "sample", row) for row in rows])
         asked = wishes(pipeline, takes, plan, rows)
-        found = pipeline(**asked, **options, **sizes(pipeline, takes), generator=generators).images
+        found = pipeline(**asked, **options, **sizes(pipeline, takes), generator=drawing).images
         images.append(torch.from_numpy(np.ascontiguousarray(found)).movedim(-1, 1).float())
     return torch.cat(images)
+
+
+def refuse_steps(pipeline: Any, root: Path, steps: int) -> None:  # noqa: ANN401 -- a pipeline of diffusers
+    """Refuse several steps of a network that does not look at its time."""
+    net = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    if steps == 1 or (root / "pipeline.py").is_file() or not isinstance(net, nn.Module):
+        return
+    try:
+        places = entries(net)
+    except ValueError:  # a network that embeds its time in another way was not exported by us
+        return
+    if timeless(places):
+        raise ValueError(
+            f"--steps {steps}: {root} holds a student that was exported for one step; leave --steps out, or export it "
+            "for several with hidistill export --to few-step"
+        )
 
 
 def loaded(root: Path) -> Any:  # noqa: ANN401 -- a pipeline of diffusers

@@ -61,6 +61,11 @@ class Entry:
         return self.embedding(self.sinusoids(time).to(weight.dtype))
 
 
+def timeless(places: Sequence[Entry]) -> bool:
+    """Whether every embedding of the time is a constant, as in a network that was folded for one step."""
+    return all(not place.embedding.get_parameter("linear_2.weight").any() for place in places)
+
+
 def entries(net: nn.Module) -> list[Entry]:
     """Every place where a network embeds its time, in the order of its modules.
 

@@ -18,6 +18,7 @@ from hidistill.foreign.network import Family
 from hidistill.foreign.text import Longer, Prompts, prompt_encoder
 from hidistill.pictures import Broken
 from hidistill.recipes.originals import Checkpoint, Where, parts_at
+from hidistill.recipes.pairing import names_of, paired, renumbered
 from hidistill.recipes.teachers import codec_at, part_of
 from hidistill.teachers.original import Kind
 from hidistill.types import Source
@@ -104,7 +105,11 @@ def write_cache(
     side = 0 if codec is None else side_of(config, size, codec.factor, where=str(folder.place(part)))
     read = reader(images, size=side, broken=broken)
     source = read()
-    classes, notes = fitting(source, family, config, alone=alone, where=str(folder.place(part)))
+    classes = fitting(source, family, config, alone=alone, where=str(folder.place(part)))
+    notes: tuple[str, ...] = ()
+    if classes and source.classes:
+        labels, note = paired(source.classes, names_of(folder.index), classes=classes)
+        read, notes = partial(renumbered, read, labels), (note,) if note else ()
     encoder = None
     if family.texts:
         assert isinstance(folder, Folder)
@@ -178,10 +183,8 @@ def side_of(config: Mapping[str, Any], size: int | None, factor: int, *, where: 
     return int(sides.pop()) * factor
 
 
-def fitting(
-    source: Source, family: Family, config: Mapping[str, Any], *, alone: bool, where: str
-) -> tuple[int, tuple[str, ...]]:
-    """The number of the teacher's classes, and what to know about the source.
+def fitting(source: Source, family: Family, config: Mapping[str, Any], *, alone: bool, where: str) -> int:
+    """The number of the teacher's classes; 0 where it is not conditioned by labels.
 
     Raises:
         ValueError: if the source has not what the teacher is conditioned by.
@@ -195,21 +198,20 @@ def fitting(
                 f"the source has no captions, and a {family.name} is conditioned by prompts; write a metadata.jsonl, "
                 "or a text file beside each picture"
             )
-        return 0, ()
+        return 0
     if alone:
         raise ValueError(f"prompts alone came, and a {family.name} is not conditioned by prompts; give pictures")
     with torch.device("meta"):
         classes = family.classes(build(config, where=where))
     if not classes or (classes == 1 and first.label is None):
-        return 0, ()
+        return 0
     if first.label is None or len(source.classes) > classes:
         there = f"{len(source.classes)} classes" if source.classes else "no classes"
         raise ValueError(
             f"the source has {there}, and the teacher {classes}; give a folder with a sub-folder for each of the "
-            "teacher's classes, in their order"
+            "teacher's classes, named by label or name, or in their order"
         )
-    few = f"the source has {len(source.classes)} classes and the teacher {classes}: they are taken for its first ones"
-    return classes, (few,) if 0 < len(source.classes) < classes else ()
+    return classes
 
 
 def described(folder: Folder | Checkpoint, codec: object, family: Family) -> str:

@@ -39,6 +39,8 @@ REFERENCE_STEPS = 50
 """Steps of the teacher whose images are everybody's ends."""
 LEAST_SAMPLES = 10
 """Fewer images per row say nothing, and two of each class are needed for their distances."""
+SHOWN_CLASSES = 20
+"""Of more classes the pictures show the first ones."""
 PARTIAL = "evaluation.partial.json"
 """Rows of an evaluation that is under way."""
 
@@ -332,11 +334,13 @@ def draw_pictures(
     precision: str,
     per_class: int = 6,
 ) -> None:
-    """Samples of everybody from the same noise and classes, for the report's first picture."""
-    classes = max(1, len(judges.test.classes))
-    n = per_class * classes if classes > 1 else 20
-    if judges.asked:
-        n = min(n, len(judges.test.images))
+    """Samples of everybody from the same noise and classes, for the report's first picture.
+
+    Real pictures stand beside them, as many of each class as the smallest has; a class without any leaves them out.
+    """
+    classes = min(max(1, len(judges.test.classes)), SHOWN_CLASSES)
+    there = torch.bincount(judges.test.labels, minlength=classes)[:classes]
+    n = min(per_class, max(1, int(there.min()))) * classes if classes > 1 else min(20, len(judges.test.images))
     labels, seeds = balanced_labels(n, classes), seeds_of(n, seed)
     cond = judges.cond("test", n)
     rows = {name: student_row(name, student, steps=1, precision=precision) for name, student in students.items()}
@@ -352,10 +356,9 @@ def draw_pictures(
         ).images
         for name, row in rows.items()
     }
-    real = balanced_subset(judges.test, n)
-    order = torch.cat([torch.nonzero(real.labels == label).flatten() for label in range(classes)])
-    by_class = real.images[order].unflatten(0, (classes, n // classes)).transpose(0, 1).flatten(0, 1)
-    kinds["real"] = by_class.float() / 255
+    if there.min():
+        by_class = [torch.nonzero(judges.test.labels == label).flatten()[: n // classes] for label in range(classes)]
+        kinds["real"] = judges.test.images[torch.stack(by_class, dim=1).flatten()].float() / 255
     names, asked = judges.test.classes, "class"
     if judges.captions:
         names, asked, labels = judges.captions[:n], "prompt", torch.arange(n)

@@ -10,6 +10,7 @@ from torch import nn
 from hidistill.codecs import Autoencoder, Pixels
 from hidistill.conventions import Convention
 from hidistill.foreign.autoencoder import codec_of
+from hidistill.foreign.clock import timeless
 from hidistill.foreign.folder import Folder, FolderError, Parts, build
 from hidistill.foreign.network import Family, Network
 from hidistill.foreign.scheduler import convention_of
@@ -193,8 +194,7 @@ def refuse_folded(network: Network, folder: Parts) -> None:
     Raises:
         FolderError: if every embedding of its time is a constant.
     """
-    last = [place.embedding.get_parameter("linear_2.weight") for place in network.places]
-    if all(not weight.any() for weight in last):
+    if timeless(network.places):
         raise FolderError(
             f"{folder.root} holds a network that does not look at its time: a student that was exported for one "
             "step. It has no velocity to distill or to inspect; give the folder of its teacher, or sample from it"
