@@ -126,10 +126,24 @@ def test_other_folders_are_told_apart(folder, tmp_path):
 
 
 def test_missing_weights_and_variants_are_told(folder):
-    with pytest.raises(FolderError, match=r"has no weights .*\.fp16\.safetensors; it has diffusion_pytorch_model"):
+    with pytest.raises(FolderError, match=r"has no weights .*\.fp16\.safetensors; there is diffusion_pytorch_model"):
         load(folder, variant="fp16")
     (folder / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(FolderError, match="has no scheduler: no configuration in"):
+        load(folder)
+
+
+def test_the_only_variant_is_found(folder):
+    before = load(folder).network.net.state_dict()
+    for path in list(folder.glob("*/*.safetensors")):
+        path.rename(path.with_name(path.name.replace(".safetensors", ".fp16.safetensors")))
+    assert Folder(folder).variant == "fp16"
+    after = load(folder).network.net.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    other = next(folder.glob("transformer/*.safetensors"))
+    other.rename(other.with_name(other.name.replace(".fp16", ".bf16")))
+    assert Folder(folder).variant is None
+    with pytest.raises(FolderError, match=r"vae has no weights .* there is diffusion_pytorch_model\.fp16"):
         load(folder)
 
 

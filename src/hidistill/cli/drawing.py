@@ -98,7 +98,10 @@ def weights_file(source: Path) -> Path:
     found = next((path for path in candidates if path.exists()), None)
     if found is None:
         names = ", ".join(path.name for path in candidates)
-        raise ValueError(f"{source}/models has none of {names}; wait until a stage has ended, or give a weights file")
+        raise ValueError(
+            f"{source}/models has none of {names}, and {source} no model_index.json; give a run of which a stage has "
+            "ended, a weights file, or the folder of a diffusers pipeline"
+        )
     return found
 
 

@@ -7,6 +7,7 @@ the log. Here a part is built from its configuration, and its weights must fit t
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,6 +24,8 @@ from hidistill.weights import WeightsError, load_into
 
 STEM = "diffusion_pytorch_model"
 """Name of the weights of a part that diffusers wrote."""
+VARIANT = re.compile(r"(diffusion_pytorch_)?model(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
+"""Names of weights of diffusers and transformers."""
 
 
 class FolderError(ValueError):
@@ -100,7 +103,7 @@ class Folder:
 
     Args:
         root: the folder.
-        variant: of the weights, e.g. "fp16"; None reads those without one.
+        variant: of the weights, e.g. "fp16"; None reads those without one, or the only one where all weights have it.
         allow_pickle: whether weights in a pickle (.bin, .pt) may be read, tensors alone, where there is no safetensors.
 
     Raises:
@@ -121,6 +124,8 @@ class Folder:
                 f"{self.root} has neither model_index.json (a pipeline) nor config.json (a network); it holds "
                 f"{', '.join(found) or 'nothing'}: give the folder that save_pretrained wrote, or a checkpoint's file"
             )
+        if self.variant is None:
+            object.__setattr__(self, "variant", only_variant(self.root))
 
     @property
     def index(self) -> Mapping[str, Any]:
@@ -192,8 +197,8 @@ class Folder:
             )
         found = sorted(path.name for path in place.glob(f"{STEM}*")) if place.is_dir() else []
         raise FolderError(
-            f"{place} has no weights {whole.name}; it has {', '.join(found) or 'none'}: copy the folder again, or name "
-            "the variant that is there"
+            f"{place} has no weights {whole.name}; there {'is ' + ', '.join(found) if found else 'are none'}: copy the "
+            "part again from where the folder came from"
         )
 
     def digest(self, part: str) -> str:
@@ -283,3 +288,11 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FolderError(f"{path} is no JSON ({error}); copy it again") from error
+
+
+def only_variant(root: Path) -> str | None:
+    """The variant that all weights of a folder have in their names, e.g. "fp16"; None if some have none or another."""
+    files = [path.name for pattern in ("*.safetensors", "*/*.safetensors") for path in root.glob(pattern)]
+    named = [VARIANT.fullmatch(name) for name in files]
+    variants = {match["variant"] if match else None for match in named}
+    return variants.pop() if len(variants) == 1 else None

@@ -199,7 +199,7 @@ class Prompts:
             raise ValueError(
                 f"the prompt {prompts[too_long[0]][:60]!r}... has {tokens} tokens, and a {self.settings.pipeline} "
                 f"takes {limit} ({len(too_long)} of these {len(by)} prompts have more): shorten it, or say "
-                "longer='cut' to use its beginning"
+                "longer='cut' (--longer cut) to use its beginning"
             )
         return [tuple(found) for found in by]
 

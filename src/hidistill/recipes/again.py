@@ -77,7 +77,7 @@ def judge(
     arguments = located(recipe, arguments, moved)
     judges, net, settings = BENCHES[recipe].build(run, arguments)
     count = samples if samples is not None else min(arguments["evaluate_samples"], len(judges.test.images))
-    refuse_count(judges, count)
+    refuse_count(judges.test, count)
     for module in (net, *modules_of(judges.codec).values()):
         assert isinstance(module, nn.Module)
         module.to(device)

@@ -113,19 +113,25 @@ def jury(train: Split, valid: Split, test: Split, classifier: Classifier | None,
     return Jury(test, train, valid, classifier, spaces)
 
 
-def refuse_count(judges: Jury, samples: int) -> None:
+def refuse_count(test: Split, samples: int) -> None:
     """Refuse a table of too few images, or of more than there are real ones to judge them by.
 
     Raises:
         ValueError: if there are too few or too many.
     """
-    classes, most = len(judges.test.classes), len(judges.test.images)
+    classes, most = len(test.classes), len(test.images)
     least = max(LEAST_SAMPLES, 2 * classes)
     if not least <= samples <= most:
-        advice = f"choose {least} to {most}" if least <= most else f"give a folder of at least {10 * least} pictures"
+        advice = (
+            f"choose {least} to {most}"
+            if least <= most
+            else f"give {20 * least} pictures or more, of which about a "
+            "tenth are set aside for the test, or a folder test of your own"
+        )
+        what = f"a table of {classes} classes" if classes > 1 else "a table"
         raise ValueError(
-            f"{samples} images a row of the table, of {most} test images: with {classes} classes it needs at least "
-            f"{least}, and at most as many as there are test images; {advice}"
+            f"{samples} images a row of the table, of {most} test images: {what} needs at least {least}, and at most "
+            f"as many as there are test images; {advice}"
         )
 
 

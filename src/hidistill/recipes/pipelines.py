@@ -19,7 +19,7 @@ from hidistill.recipes.fashion import TEACHER
 from hidistill.recipes.images import load as read
 from hidistill.recipes.images import refuse_training, weights_of
 from hidistill.recipes.inspecting import refuse_wrong, self_test
-from hidistill.recipes.judging import Jury, read_teacher
+from hidistill.recipes.judging import Jury, read_teacher, refuse_count
 from hidistill.recipes.material import Material, from_cache, from_prompts, judges_of, refuse_unfit
 from hidistill.recipes.originals import Where, where_of
 from hidistill.recipes.students import FLOW_MAP, student_config
@@ -82,7 +82,8 @@ def distill(
             a thousandfold; teacher keeps the teacher's own.
         lora_rank: rank of low-rank adapters as student and fake score, which then share the teacher's weights; 0 trains
             all weights.
-        evaluate_samples: images per row of the final table, at most as many as there are test pictures.
+        evaluate_samples: images per row of the final table, at least 10 and two of each class; more than there are test
+            pictures (about a tenth) are cut to these.
         classifier: weights of a judge of the classes; None trains one on the cache's pictures.
         kind: which repository's a checkpoint is, dit or sit.
         autoencoder: of a checkpoint: its folder, or pixels if there is none.
@@ -94,8 +95,9 @@ def distill(
     refuse_unfit(loaded, stored)
     scale = scale_of(loaded, guidance)
     material = material_of(loaded, stored, batch_size=batch_size, guidance=scale, seed=seed)
+    most = len(material.test.split.images)
+    refuse_count(material.test.split, min(evaluate_samples, most))
     judges = judges_of(loaded, material, classifier=classifier, beside=stored.root)
-    most = len(judges.test.images)
     plan = Plan(
         sketch_steps=sketch_steps,
         refine_steps=refine_steps,

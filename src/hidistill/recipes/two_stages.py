@@ -151,7 +151,7 @@ class Cast:
 
 def distillation(teacher: DiT, plan: Plan, *, batch_at: Callable[[int], Batch], judges: Jury) -> Experiment:
     """Both stages on a DiT teacher of ours; see `both_stages`."""
-    refuse_count(judges, plan.evaluate_samples)
+    refuse_count(judges.test, plan.evaluate_samples)
     teacher.eval().requires_grad_(False)
     torch.manual_seed(fold_in(plan.seed, "student"))
     student = teacher.student()
@@ -166,7 +166,7 @@ def both_stages(cast: Cast, plan: Plan, *, batch_at: Callable[[int], Batch], jud
         ValueError: if too few images would be judged, or more than there are test images.
         RuntimeError: if the two derivative back ends disagree on this student.
     """
-    refuse_count(judges, plan.evaluate_samples)
+    refuse_count(judges.test, plan.evaluate_samples)
     teacher, student, fake = cast.teacher, cast.student, cast.fake
     assert isinstance(student, Student)
     assert isinstance(fake, VelocityField)

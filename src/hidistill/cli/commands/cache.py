@@ -59,7 +59,7 @@ def cache(
     from hidistill.recipes.caching import write_cache
 
     console = Console()
-    with shown(console) as tell:
+    with resumable(), shown(console) as tell:
         made = write_cache(
             teacher=teacher,
             images=images,
@@ -81,6 +81,16 @@ def cache(
     for line in told(made, out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Within, Ctrl-C says what becomes of what is written."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        Console(stderr=True).print("the same command goes on after the shards that are written", highlight=False)
+        raise
 
 
 @contextmanager
