@@ -117,7 +117,7 @@ def compare_tab(answers: Answers, fields: dict[str, Any], page: "Blocks") -> Non
             button = gr.Button("Draw", variant="primary", elem_id="draw")
             onward = gr.Button("Next seed", elem_id="next-seed")
         out = gr.HTML(elem_id="compared")
-    options = {"inputs": inputs_of(fields), "outputs": out, "api_visibility": "private"}
+    options: dict[str, Any] = {"inputs": inputs_of(fields), "outputs": out, "api_visibility": "private"}
     button.click(draw, **options)
     fields["seed"].submit(draw, **options)
     onward.click(next_seed, fields["seed"], fields["seed"], api_visibility="private").then(draw, **options)
@@ -134,7 +134,7 @@ def flow_tab(answers: Answers, fields: dict[str, Any]) -> None:
     with gr.Tab("Noise to image", id="flow") as tab:
         button = gr.Button("Follow from noise to image", variant="primary", elem_id="follow")
         out = gr.HTML(elem_id="flow")
-    options = {"inputs": inputs_of(fields), "outputs": out, "api_visibility": "private"}
+    options: dict[str, Any] = {"inputs": inputs_of(fields), "outputs": out, "api_visibility": "private"}
     button.click(draw, **options)
     tab.select(draw, **options)
 
@@ -150,7 +150,7 @@ def attention_tab(answers: Answers, fields: dict[str, Any]) -> None:
         level = gr.Slider(0, 1, 0.3, step=0.05, label="Noise level t at which it judges", elem_id="level")
         button = gr.Button("Show attention", variant="primary", elem_id="look")
         out = gr.HTML(elem_id="looks")
-    options = {"inputs": [level, *inputs_of(fields)], "outputs": out, "api_visibility": "private"}
+    options: dict[str, Any] = {"inputs": [level, *inputs_of(fields)], "outputs": out, "api_visibility": "private"}
     button.click(look, **options)
     tab.select(look, **options)
 
@@ -189,7 +189,7 @@ def blind_tab(answers: Answers, fields: dict[str, Any]) -> None:
         told = gr.HTML(elem_id="preference")
     trial, count = gr.State(None), gr.State(0)
     shown = [trial, count, pictures, left, neither, right]
-    private = {"api_visibility": "private"}
+    private: dict[str, Any] = {"api_visibility": "private"}
     start.click(following, [count, *inputs_of(fields)], shown, **private)
     for button, place in ((left, "left"), (neither, "neither"), (right, "right")):
         chosen = gr.State(place)
@@ -219,7 +219,7 @@ def run_tab(scene: Scene, answers: Answers) -> None:
         run = gr.Dropdown(names, value=names[0], label="Run folder", elem_id="run")
         out = gr.HTML(elem_id="run-page")
     state, timer = gr.State(None), gr.Timer(REFRESH_SECONDS, active=False)
-    options = {"api_visibility": "private", "show_progress": "hidden"}
+    options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     run.change(chosen, run, [out, state], **options)
     tab.select(chosen, run, [out, state], **options)
     tab.select(lambda: gr.Timer(active=True), None, timer, **options)

@@ -80,7 +80,7 @@ class Scene:
         Raises:
             ValueError: if the page has none of this name.
         """
-        if name not in self.matches:
+        if name is None or name not in self.matches:
             raise ValueError(f"there is no student {name!r} here; there are {', '.join(self.matches) or 'none'}")
         return self.matches[name]
 
@@ -90,6 +90,6 @@ class Scene:
         Raises:
             ValueError: if the page has none of this name; no path is ever taken from the page.
         """
-        if name not in self.runs:
+        if name is None or name not in self.runs:
             raise ValueError(f"there is no run {name!r} here; there are {', '.join(self.runs) or 'none'}")
         return self.runs[name]

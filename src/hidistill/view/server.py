@@ -4,6 +4,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -142,7 +143,8 @@ def serve(page: "Blocks", at: socket.socket, *, on_start: Callable[[], None]) ->
     )
     hosts = frozenset({"127.0.0.1", "localhost", "::1"}) if is_loopback(host) else frozenset()
     guarded = Guard(app, hosts)
-    config = uvicorn.Config(guarded, log_level="error", server_header=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(guarded, log_level="critical", server_header=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     on_start()
-    server.run(sockets=[at])
+    with suppress(KeyboardInterrupt):  # raised again by uvicorn, after it has taken its leave
+        server.run(sockets=[at])

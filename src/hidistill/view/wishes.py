@@ -123,4 +123,5 @@ def conditions(space: Space, made: Wish) -> tuple[Cond, list[str]]:
     labels = torch.arange(made.count) % max(1, space.classes) if label is None else torch.full((made.count,), label)
     if not space.classes:
         return labels, [""] * made.count
-    return labels, [space.names[i] if i < len(space.names) else f"class {i}" for i in labels.tolist()]
+    known = list(space.names)
+    return labels, [known[i] if i < len(known) else f"class {i}" for i in labels.tolist()]
