@@ -4,14 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 from hidistill.view.answers import Answers
 from hidistill.view.cast import Match, Scene
-from hidistill.view.style import CSS, HEAD
 from hidistill.view.wishes import IN_TURN, MOST_IMAGES, MOST_SCALE, MOST_STEPS, MOST_TEACHER_STEPS
 
 if TYPE_CHECKING:
     from gradio import Blocks
     from gradio.themes import Base
-
-__all__ = ["CSS", "HEAD", "build", "theme"]
 
 REFRESH_SECONDS = 3
 FIELDS = ("asked", "seed", "count", "student_steps", "teacher_steps", "scale")
@@ -57,14 +54,23 @@ def settings(scene: Scene) -> dict[str, Any]:
         prompt = gr.Textbox(**prompt_field(first), label="Prompt", elem_id="prompt", min_width=200)
         seed = gr.Textbox("0", label="Seed", elem_id="seed", min_width=100)
     with gr.Row():
-        count = gr.Slider(1, MOST_IMAGES, 6, step=1, label="Images", elem_id="count", min_width=150)
+        count = gr.Slider(1, MOST_IMAGES, 6, step=1, buttons=[], label="Images", elem_id="count", min_width=150)
         student_steps = gr.Slider(
-            1, MOST_STEPS, 1, step=1, label="Student's steps", elem_id="student-steps", min_width=150
+            1, MOST_STEPS, 1, step=1, buttons=[], label="Student's steps", elem_id="student-steps", min_width=150
         )
         teacher_steps = gr.Slider(
-            1, MOST_TEACHER_STEPS, 50, step=1, label="Teacher's steps", elem_id="teacher-steps", min_width=150
+            1,
+            MOST_TEACHER_STEPS,
+            50,
+            step=1,
+            buttons=[],
+            label="Teacher's steps",
+            elem_id="teacher-steps",
+            min_width=150,
         )
-        scale = gr.Slider(0, MOST_SCALE / 2, first.scale, step=0.1, label="Guidance", elem_id="scale", min_width=150)
+        scale = gr.Slider(
+            0, MOST_SCALE / 2, first.scale, step=0.1, buttons=[], label="Guidance", elem_id="scale", min_width=150
+        )
 
     def switched(name: str) -> tuple[Any, Any, Any]:
         match = scene.match(name)
@@ -147,7 +153,7 @@ def attention_tab(answers: Answers, fields: dict[str, Any]) -> None:
         return answers.attention(name, t, **given(answers, name, *values))
 
     with gr.Tab("Attention", id="attention") as tab:
-        level = gr.Slider(0, 1, 0.3, step=0.05, label="Noise level t at which it judges", elem_id="level")
+        level = gr.Slider(0, 1, 0.3, step=0.05, buttons=[], label="Noise level t at which it judges", elem_id="level")
         button = gr.Button("Show attention", variant="primary", elem_id="look")
         out = gr.HTML(elem_id="looks")
     options: dict[str, Any] = {"inputs": [level, *inputs_of(fields)], "outputs": out, "api_visibility": "private"}

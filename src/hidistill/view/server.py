@@ -123,7 +123,8 @@ def serve(page: "Blocks", at: socket.socket, *, on_start: Callable[[], None]) ->
     import uvicorn
     from fastapi import FastAPI
 
-    from hidistill.view.app import CSS, HEAD, theme
+    from hidistill.view.app import theme
+    from hidistill.view.style import HEAD
 
     host = at.getsockname()[0]
     app = gradio.mount_gradio_app(
@@ -138,7 +139,6 @@ def serve(page: "Blocks", at: socket.socket, *, on_start: Callable[[], None]) ->
         pwa=False,
         mcp_server=False,
         theme=theme(),
-        css=CSS,
         head=HEAD,
     )
     hosts = frozenset({"127.0.0.1", "localhost", "::1"}) if is_loopback(host) else frozenset()

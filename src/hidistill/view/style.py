@@ -1,6 +1,11 @@
-"""Looks and keys of the page, from the files beside this one."""
+"""Looks and keys of the page, from the files beside this one. Gradio would prefix every rule that is given as `css`."""
 
 from importlib.resources import files
 
-CSS = files("hidistill.view").joinpath("page.css").read_text(encoding="utf-8")
-HEAD = f"<script>{files('hidistill.view').joinpath('keys.js').read_text(encoding='utf-8')}</script>"
+
+def text(name: str) -> str:
+    """A file of this package."""
+    return files("hidistill.view").joinpath(name).read_text(encoding="utf-8")
+
+
+HEAD = f"<style>{text('page.css')}</style><script>{text('keys.js')}</script>"
