@@ -169,6 +169,8 @@ def test_the_page_loads_and_draws(page):
     pictures = page.find_elements("css selector", "#compared img")
     assert len(pictures) == 12
     assert all(each.get_attribute("alt") for each in pictures)
+    names = [each.text.strip() for each in tabs(page)]
+    assert names == ["Side by side", "Noise to image", "Attention", "Blind test", "Runs"]
     assert page.execute_script(
         "return [...document.querySelectorAll('#compared img')].every(i => i.naturalWidth == 28)"
     )
@@ -237,10 +239,10 @@ def test_the_slider_goes_from_noise_to_image(page):
     start = page.execute_script(place)
     width = page.execute_script("return document.querySelector('#flow .hd-frame').getBoundingClientRect().width")
     assert shown(page, "#flow output").text == "t = 1.00"
-    slider.send_keys(*[Keys.ARROW_RIGHT] * 8)
-    assert shown(page, "#flow output").text == "t = 0.60"
-    assert slider.get_attribute("aria-valuetext") == "time 0.60"
-    assert start - page.execute_script(place) == pytest.approx(8 * width, rel=0.01)
+    slider.send_keys(*[Keys.ARROW_RIGHT] * 14)
+    assert shown(page, "#flow output").text == "t = 0.30"
+    assert slider.get_attribute("aria-valuetext") == "time 0.30"
+    assert start - page.execute_script(place) == pytest.approx(14 * width, rel=0.01)
     shot(page, "flow")
     slider.send_keys(Keys.END)
     assert shown(page, "#flow output").text == "t = 0.00"
@@ -290,6 +292,7 @@ def test_a_run_with_its_curves_grows_on_the_page(page, run):
     tab(page, "Runs")
     shown(page, "#run-page svg")
     assert "Finished at step" in shown(page, "#run-page").text
+    assert [each.text.strip() for each in tabs(page)].count("Runs") == 1
     assert page.find_elements("css selector", "#run-page table")
     assert page.find_elements("css selector", "#run-page .hd-picture img")
     shot(page, "runs")

@@ -193,7 +193,7 @@ def blind_tab(answers: Answers, fields: dict[str, Any]) -> None:
         said = gr.HTML(elem_id="vote-said")
         show = gr.Button("Show the result so far", elem_id="show-result")
         told = gr.HTML(elem_id="preference")
-    trial, count = gr.State(None), gr.State(0)
+        trial, count = gr.State(None), gr.State(0)
     shown = [trial, count, pictures, left, neither, right]
     private: dict[str, Any] = {"api_visibility": "private"}
     start.click(following, [count, *inputs_of(fields)], shown, **private)
@@ -224,7 +224,8 @@ def run_tab(scene: Scene, answers: Answers) -> None:
     with gr.Tab("Runs", id="runs") as tab:
         run = gr.Dropdown(names, value=names[0], label="Run folder", elem_id="run")
         out = gr.HTML(elem_id="run-page")
-    state, timer = gr.State(None), gr.Timer(REFRESH_SECONDS, active=False)
+        # Within the tab: what stands between tabs is taken for one of them.
+        state, timer = gr.State(None), gr.Timer(REFRESH_SECONDS, active=False)
     options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     run.change(chosen, run, [out, state], **options)
     tab.select(chosen, run, [out, state], **options)
