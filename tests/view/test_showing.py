@@ -142,6 +142,10 @@ def test_students_of_other_libraries_stand_beside_their_teachers(tmp_path, name,
     assert said.count("<img") == 6
     pictures = [part.split('"')[0] for part in said.split('src="')[1:]]
     assert pictures[::2] == pictures[1::2]
+    assert match.scale == 1.5
+    guided = Answers(found).compare("run, student", **FIELDS | {"asked": asked, "teacher_steps": 1, "scale": 3.0})
+    assert 'role="alert"' not in guided
+    assert guided.count("<img") == 6
 
 
 def test_the_command_says_what_is_wrong(run, tmp_path, capsys, monkeypatch):

@@ -1,15 +1,18 @@
 """Finds what `hidistill view` shows: students, their teachers, the discriminator that judged them, run folders."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from hidistill import weights
 from hidistill.cli import drawing
 from hidistill.discriminators.adaptive import Adaptive
 from hidistill.files import facts
+from hidistill.foreign.network import Network
 from hidistill.recipes.again import BENCHES
 from hidistill.recipes.fashion import TEACHER
 from hidistill.recipes.students import teacher_parts
@@ -23,6 +26,15 @@ from hidistill.weights import WeightsError, load_into
 ROLES = ("student", "sketch")
 """Flow maps that a run leaves, best first."""
 RUN_FILES = ("recipe.json", "metrics.jsonl", "evaluation.json")
+
+
+class Found(NamedTuple):
+    """A teacher, where it lives, what tells its weights from others, and the scale that is distilled unless said."""
+
+    teacher: Teacher
+    space: Space
+    weights: str
+    scale: float = 1.0
 
 
 def scene(sources: Sequence[Path], *, teacher: Path | None, votes: Path | None) -> Scene:
@@ -40,7 +52,7 @@ def scene(sources: Sequence[Path], *, teacher: Path | None, votes: Path | None) 
         raise ValueError("nothing to show; give a run's folder, e.g. runs/demo, or a student's weights file")
     runs: dict[str, Path] = {}
     matches: dict[str, Match] = {}
-    teachers: dict[Path, tuple[Teacher, Space, str]] = {}
+    teachers: dict[Path, Found] = {}
     for source in sources:
         if not source.exists():
             raise ValueError(f"{source}: there is no such file or folder; give a run's folder, e.g. runs/demo")
@@ -59,8 +71,6 @@ def scene(sources: Sequence[Path], *, teacher: Path | None, votes: Path | None) 
 
 def named(found: Match, name: str) -> Match:
     """A match under the name that the page shows."""
-    from dataclasses import replace
-
     return replace(found, name=name)
 
 
@@ -86,9 +96,7 @@ def run_of(file: Path) -> Path | None:
     return folder if file.resolve().parent.name == "models" and (folder / "recipe.json").exists() else None
 
 
-def match(
-    file: Path, run: Path | None, *, given: Path | None, teachers: dict[Path, tuple[Teacher, Space, str]]
-) -> Match:
+def match(file: Path, run: Path | None, *, given: Path | None, teachers: dict[Path, Found]) -> Match:
     """A student beside its teacher.
 
     Raises:
@@ -102,16 +110,20 @@ def match(
     at = teacher_of(file, recipe, given)
     if at not in teachers:
         teachers[at] = teacher_at(at, file)
-    teacher, space, digest = teachers[at]
+    teacher, space, digest, usual = teachers[at]
     if tuple(space.shape) != tuple(network.shape) or space.classes != network.classes:
         raise ValueError(
             f"{file} draws samples of {tuple(network.shape)} of {network.classes} classes, the teacher in {at} "
             f"{tuple(space.shape)} of {space.classes}: give its own teacher as --teacher"
         )
     space = Space(network.shape, network.classes, tuple(network.names), network.codec, network.encode)
+    if isinstance(teacher, Network) and network.encode is not None:
+        empty = network.encode([""])
+        assert not isinstance(empty, Tensor)
+        teacher.set_null(empty)
     head, headless = discriminator(run, recipe, teacher)
     name = f"{run.resolve().name}, {file.stem}" if run else file.stem
-    scale = float(arguments.get("guidance") or 1.0)
+    scale = float(usual if (said := arguments.get("guidance")) is None else said)
     return Match(name, network.module, digest_of(file), teacher, digest, space, scale, head, headless)
 
 
@@ -134,7 +146,7 @@ def teacher_of(file: Path, recipe: dict[str, Any], given: Path | None) -> Path:
     return found.resolve()
 
 
-def teacher_at(at: Path, student: Path) -> tuple[Teacher, Space, str]:
+def teacher_at(at: Path, student: Path) -> Found:
     """A teacher of ours from its weights or its run, or of another library from where its student says."""
     stored = weights.read(student)
     if stored.family == "flow-map":
@@ -143,11 +155,13 @@ def teacher_at(at: Path, student: Path) -> tuple[Teacher, Space, str]:
     network = drawing.load(file)
     if not isinstance(network.module, Teacher):
         raise ValueError(f"--teacher {at} holds a student; give a teacher's weights")
-    return network.module, Space(network.shape, network.classes, network.names, network.codec), digest_of(file)
+    space = Space(network.shape, network.classes, network.names, network.codec)
+    return Found(network.module, space, digest_of(file))
 
 
-def teacher_elsewhere(at: Path, stored: weights.Weights) -> tuple[Teacher, Space, str]:
+def teacher_elsewhere(at: Path, stored: weights.Weights) -> Found:
     """The teacher of another library's network."""
+    from hidistill.recipes.pipelines import scale_of
     from hidistill.recipes.teachers import load_parts
 
     config = stored.config
@@ -155,7 +169,7 @@ def teacher_elsewhere(at: Path, stored: weights.Weights) -> tuple[Teacher, Space
     network = loaded.network
     network.eval().requires_grad_(False)
     classes = len(stored.classes) or network.family.classes(network.net)
-    return network, Space(tuple(config["shape"]), classes), loaded.digest[:12]
+    return Found(network, Space(tuple(config["shape"]), classes), loaded.digest[:12], scale_of(loaded, None))
 
 
 def discriminator(run: Path | None, recipe: dict[str, Any], teacher: Teacher) -> tuple[Adaptive | None, str]:
