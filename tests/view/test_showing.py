@@ -1,19 +1,26 @@
 """What the command finds: students, their teachers and discriminators; what it refuses, and why."""
 
+import base64
+import io
 import json
 import sys
 
+import numpy as np
 import pytest
 import small_pipelines as small
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from hidistill import weights
 from hidistill.cli import main
 from hidistill.cli.showing import scene
+from hidistill.codecs import Pixels
 from hidistill.discriminators.adaptive import Adaptive
 from hidistill.recipes.students import student_config
 from hidistill.recipes.teachers import load, shape_of
+from hidistill.sampling import jump
+from hidistill.seeds import fold_in, normal
 from hidistill.teachers.dit import DiT, Size
 from hidistill.view.answers import Answers
 from hidistill.view.wishes import IN_TURN
@@ -98,6 +105,31 @@ def test_a_run_that_has_just_begun_is_shown_without_a_student(tmp_path):
     found = scene([tmp_path], teacher=None, votes=None)
     assert not found.matches
     assert "step 1" in Answers(found).run(tmp_path.name)
+
+
+def test_a_run_in_training_shows_samples_of_its_newest_checkpoint(run):
+    """The picture on the page is that of the checkpoint's weights, and changes with the next checkpoint."""
+    for file in (run / "models").iterdir():
+        file.unlink()
+    (run / "metrics.jsonl").write_text('{"kind": "step", "stage": "sketch", "step": 1, "global_step": 1}\n')
+    answers = Answers(scene([run], teacher=None, votes=None))
+    assert not answers.scene.matches
+    assert "from the first checkpoint on" in answers.run("run")
+    shown = []
+    for step in (20, 100):
+        folder = run / "checkpoints" / f"{step:08d}"
+        folder.mkdir()
+        student = network().student()
+        torch.nn.init.normal_(student.net.unpatchify.weight, std=step / 100)
+        save_file(state_of(student), folder / "student-average.safetensors")
+        html = answers.run("run")
+        assert f"Samples in one step at step {step}" in html
+        shown.append(html.split("data:image/png;base64,")[1].split('"')[0])
+    assert shown[0] != shown[1]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[1]))).convert("L"))
+    own = jump(student.eval(), normal([fold_in(0, "sample", 0)], (1, 8, 8)), cond=torch.tensor([0]))
+    first = (Pixels().decode(own)[0, 0] * 255).round().byte().numpy()
+    np.testing.assert_array_equal(pixels[: 8 * 7 : 7, : 8 * 7 : 7], first)
 
 
 def test_other_discriminators_are_said_to_have_no_attention(run):

@@ -17,9 +17,10 @@ from hidistill.recipes.again import BENCHES
 from hidistill.recipes.fashion import TEACHER
 from hidistill.recipes.students import teacher_parts
 from hidistill.report.folder import document
+from hidistill.teachers.dit import DiT
 from hidistill.train.checkpoint import newest_first
 from hidistill.types import Student, Teacher
-from hidistill.view.cast import Match, Scene, Space
+from hidistill.view.cast import Growing, Match, Scene, Space
 from hidistill.view.votes import refuse_place
 from hidistill.weights import WeightsError, load_into
 
@@ -52,12 +53,16 @@ def scene(sources: Sequence[Path], *, teacher: Path | None, votes: Path | None) 
         raise ValueError("nothing to show; give a run's folder, e.g. runs/demo, or a student's weights file")
     runs: dict[str, Path] = {}
     matches: dict[str, Match] = {}
+    growing: dict[str, Growing] = {}
     teachers: dict[Path, Found] = {}
     for source in sources:
         if not source.exists():
             raise ValueError(f"{source}: there is no such file or folder; give a run's folder, e.g. runs/demo")
         if source.is_dir() and any((source / name).exists() for name in RUN_FILES):
-            runs[free_name(source.resolve().name, runs)] = source
+            name = free_name(source.resolve().name, runs)
+            runs[name] = source
+            if (live := growing_in(source, given=teacher, teachers=teachers)) is not None:
+                growing[name] = live
         elif source.is_dir():
             raise ValueError(f"{source} is no run folder: it has none of {', '.join(RUN_FILES)}")
         for file in students_of(source):
@@ -66,7 +71,31 @@ def scene(sources: Sequence[Path], *, teacher: Path | None, votes: Path | None) 
             matches[free_name(found.name, matches)] = found
     place = votes or (next(iter(runs.values())) if runs else Path()) / "votes.jsonl"
     refuse_place(place)
-    return Scene({name: named(found, name) for name, found in matches.items()}, runs, place)
+    return Scene({name: named(found, name) for name, found in matches.items()}, runs, place, growing)
+
+
+def growing_in(run: Path, *, given: Path | None, teachers: dict[Path, Found]) -> Growing | None:
+    """The student that a run trains, if its teacher is a DiT of ours that is where the run says."""
+    recipe = document(run / "recipe.json") or {}
+    try:
+        at = teacher_of(run, recipe, given)
+        if not at.is_dir() or not (at / "model_index.json").exists():
+            teachers.setdefault(at, teacher_of_ours(at))
+    except ValueError:
+        return None
+    found = teachers.get(at)
+    if found is None or not isinstance(found.teacher, DiT):
+        return None
+    student = found.teacher.student().eval().requires_grad_(False)
+
+    def newest() -> tuple[int, Student] | None:
+        for folder in newest_first(run / "checkpoints"):
+            if (file := folder / "student-average.safetensors").exists():
+                load_into(student, load_file(file), source=str(file))
+                return int(folder.name), student
+        return None
+
+    return Growing(newest, found.space)
 
 
 def named(found: Match, name: str) -> Match:
@@ -151,6 +180,11 @@ def teacher_at(at: Path, student: Path) -> Found:
     stored = weights.read(student)
     if stored.family == "flow-map":
         return teacher_elsewhere(at, stored)
+    return teacher_of_ours(at)
+
+
+def teacher_of_ours(at: Path) -> Found:
+    """A teacher from its weights or its run."""
     file = drawing.weights_file(at)
     network = drawing.load(file)
     if not isinstance(network.module, Teacher):

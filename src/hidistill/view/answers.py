@@ -105,7 +105,7 @@ class Answers:
 
     def run(self, name: str) -> str:
         """A run folder."""
-        return told(lambda: shown(self.scene.run(name)))
+        return told(lambda: shown(self.scene.run(name), self.scene.growing.get(name)))
 
     def state(self, name: str) -> object:
         """What changes whenever a run's page would."""

@@ -1,8 +1,10 @@
 """The page: Gradio's parts, wired to `Answers`. It is imported when a page is built, after `server.page_modules`."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hidistill.view.answers import Answers
+from hidistill.view.blind import Place
 from hidistill.view.cast import Match, Scene
 from hidistill.view.wishes import IN_TURN, MOST_IMAGES, MOST_SCALE, MOST_STEPS, MOST_TEACHER_STEPS
 
@@ -170,7 +172,7 @@ def blind_tab(answers: Answers, fields: dict[str, Any]) -> None:
         buttons = [gr.update(interactive=found is not None)] * 3
         return found, count + 1, html, *buttons
 
-    def vote(place: Any, found: Any, count: int, name: str, *values: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    def vote(place: Place, found: Any, count: int, name: str, *values: Any) -> tuple[Any, ...]:  # noqa: ANN401
         done, said = answers.vote(found, place)
         if not done:
             return said, *[gr.skip()] * 6
@@ -193,13 +195,13 @@ def blind_tab(answers: Answers, fields: dict[str, Any]) -> None:
         said = gr.HTML(elem_id="vote-said")
         show = gr.Button("Show the result so far", elem_id="show-result")
         told = gr.HTML(elem_id="preference")
+        # Within the tab: whatever stands between tabs is counted as one of them.
         trial, count = gr.State(None), gr.State(0)
     shown = [trial, count, pictures, left, neither, right]
     private: dict[str, Any] = {"api_visibility": "private"}
     start.click(following, [count, *inputs_of(fields)], shown, **private)
     for button, place in ((left, "left"), (neither, "neither"), (right, "right")):
-        chosen = gr.State(place)
-        button.click(vote, [chosen, trial, count, *inputs_of(fields)], [said, *shown], **private)
+        button.click(partial(vote, place), [trial, count, *inputs_of(fields)], [said, *shown], **private)
     show.click(result, inputs_of(fields), told, **private)
 
 
@@ -224,7 +226,6 @@ def run_tab(scene: Scene, answers: Answers) -> None:
     with gr.Tab("Runs", id="runs") as tab:
         run = gr.Dropdown(names, value=names[0], label="Run folder", elem_id="run")
         out = gr.HTML(elem_id="run-page")
-        # Within the tab: what stands between tabs is taken for one of them.
         state, timer = gr.State(None), gr.Timer(REFRESH_SECONDS, active=False)
     options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     run.change(chosen, run, [out, state], **options)

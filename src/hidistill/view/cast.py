@@ -56,6 +56,19 @@ class Match:
 
 
 @dataclass(frozen=True, eq=False)
+class Growing:
+    """A student that is in training.
+
+    Args:
+        newest: the step of the newest checkpoint and the student's average in it; None before the first.
+        space: where it lives.
+    """
+
+    newest: Callable[[], tuple[int, Student] | None]
+    space: Space
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """Everything that a page shows.
 
@@ -63,11 +76,13 @@ class Scene:
         matches: students by name, the first is shown first.
         runs: run folders by name; no other folder is read.
         votes: file of the blind comparison.
+        growing: students in training by the name of their run.
     """
 
     matches: Mapping[str, Match]
     runs: Mapping[str, Path]
     votes: Path
+    growing: Mapping[str, Growing] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a page of nothing."""

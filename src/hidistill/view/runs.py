@@ -5,15 +5,20 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from hidistill.evaluate import draw
+from hidistill.recipes.judging import student_row
 from hidistill.report.folder import Run, read
 from hidistill.report.page import title
-from hidistill.report.pictures import KINDS, comparison, one_of_each
+from hidistill.report.pictures import KINDS, comparison, grid, one_of_each, quantized
 from hidistill.report.plots import Plot, losses, probes
 from hidistill.report.words import headline, table
+from hidistill.seeds import fold_in
 from hidistill.train.folder import FINISHED
+from hidistill.view.cast import Growing
 from hidistill.view.figures import img
+from hidistill.view.wishes import Wish, conditions
 
-WATCHED = ("metrics.jsonl", "evaluation.json", "samples/grids.npz", FINISHED)
+WATCHED = ("metrics.jsonl", "checkpoints", "evaluation.json", "samples/grids.npz", FINISHED)
 QUIET_SECONDS = 120
 """A journal that nobody has written to for so long is of a run that has stopped."""
 COLUMNS, TILE = 5, 56
@@ -25,8 +30,12 @@ def state_of(folder: Path) -> tuple[tuple[int, int], ...]:
     return tuple((path.stat().st_mtime_ns, path.stat().st_size) if path.exists() else (0, 0) for path in found)
 
 
-def shown(folder: Path) -> str:
+def shown(folder: Path, growing: Growing | None = None) -> str:
     """A run folder as HTML.
+
+    Args:
+        folder: the run's.
+        growing: its student in training, of which samples are drawn as long as the run has none of its own.
 
     Raises:
         ValueError: if the folder is missing, is no run, or one of its files is broken.
@@ -36,7 +45,7 @@ def shown(folder: Path) -> str:
     parts += [f'<p class="hd-note">{escape(text)}</p>' for text in run.notes]
     if run.evaluation:
         parts += [f'<p class="headline">{headline(run.evaluation)}</p>', table(run.evaluation)]
-    parts.append(samples(run))
+    parts.append(samples(run) if run.grids or growing is None else drafts(growing))
     parts.append(panels("Short evaluations", probes(run.journal)))
     parts.append(panels("Training", losses(run.journal)))
     return f'<div class="hd-run">{"".join(parts)}</div>'
@@ -71,6 +80,25 @@ def samples(run: Run) -> str:
     image = comparison(kinds, picked, named, columns=COLUMNS, tile=TILE)
     alt = f"Rows of {', '.join(found)} pictures; a column has one class and, where generated, one noise"
     return f'<h3>Samples</h3><figure class="hd-picture">{img(image, alt)}</figure>'
+
+
+def drafts(growing: Growing) -> str:
+    """One-step samples of the newest checkpoint, each time from the same noise."""
+    try:
+        found = growing.newest()
+    except OSError:  # a run removes its old checkpoints, perhaps while one is read
+        found = None
+    if found is None:
+        return '<p class="hd-note">Samples are drawn from the first checkpoint on.</p>'
+    step, student = found
+    space = growing.space
+    cond, asked = conditions(space, Wish(count=2 * COLUMNS))
+    seeds = [fold_in(0, "sample", i) for i in range(len(asked))]
+    one = student_row("student", student, steps=1, precision="float32")
+    drawn = draw(one.sample, seeds=seeds, cond=cond, shape=space.shape, codec=space.codec)
+    image = grid(quantized(drawn.images), columns=COLUMNS, scale=max(1, TILE // drawn.images.shape[-1]))
+    said = f"Samples in one step at step {step}"
+    return f'<h3>{said}</h3><figure class="hd-picture">{img(image, said + ": " + ", ".join(asked))}</figure>'
 
 
 def panels(heading: str, drawn: Sequence[Plot]) -> str:
