@@ -48,7 +48,7 @@ if __name__ == "__main__":
             calls = {
                 "side by side, 6 pairs": (answers.compare, ("student",), six),
                 "noise to image, 4 pairs": (answers.flow, ("student",), six),
-                "attention, 6 pairs": (answers.attention, ("student", 0.3), six),
+                "attention over them": (answers.attention, ("student", 0.3), six),
                 "one blind pair": (answers.trial, ("student", 0), one),
             }
             for name, (answer, words, fields) in calls.items():

@@ -1,5 +1,6 @@
 """What the page answers, without a browser: against the samplers themselves, and in words for bad input."""
 
+import asyncio
 import base64
 import io
 import re
@@ -21,7 +22,7 @@ from hidistill.view.answers import Answers
 from hidistill.view.cast import Match, Scene, Space
 from hidistill.view.flow import along_field, along_map, frames
 from hidistill.view.pairs import draw_pair, seeds_of
-from hidistill.view.server import bound, is_loopback, warning
+from hidistill.view.server import Guard, bound, is_loopback, warning
 from hidistill.view.votes import read
 from hidistill.view.wishes import IN_TURN, Wish, conditions, wish
 
@@ -127,6 +128,11 @@ def test_the_slider_has_a_frame_for_every_time(scene, match):
 def test_attention_is_shown_for_both(scene, match):
     html = Answers(scene).attention(match.name, 0.3, **FIELDS)
     assert len(pictures(html)) == 2
+    answers = Answers(scene)
+    answers.compare(match.name, **FIELDS)
+    assert answers.attention(match.name, 0.3, **FIELDS) == html  # the pair that is there already
+    answers.compare(match.name, **FIELDS | {"seed": 4})
+    assert answers.attention(match.name, 0.3, **FIELDS) == html
     headless = Scene({"x": replace(match, head=None, headless="no <head>")}, {}, scene.votes)
     said = Answers(headless).attention("x", 0.3, **FIELDS)
     assert 'role="alert"' in said
@@ -238,6 +244,35 @@ def test_who_can_come(tmp_path):
             bound("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(ValueError, match="ports are 1 to 65535"):
         bound("127.0.0.1", 70000)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "127.0.0.1:80"}, 200),
+        ({"host": "localhost:80", "origin": "http://localhost:80"}, 200),
+        ({"host": "[::1]:80"}, 200),
+        ({"host": "127.0.0.1:80", "origin": "http://127.0.0.1:81"}, 403),
+        ({"host": "127.0.0.1:80", "origin": "null"}, 403),
+        ({"host": "127.0.0.1.elsewhere.example:80"}, 421),
+        ({}, 421),
+    ],
+)
+def test_only_the_page_itself_is_answered(headers, status):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"in"})
+
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
+    asyncio.run(Guard(app, frozenset({"127.0.0.1", "localhost", "::1"}))(scope, None, send))
+    assert sent[0]["status"] == status
+    assert (sent[1]["body"] == b"in") == (status == 200)
+    assert (b"content-security-policy" in dict(sent[0]["headers"])) == (status == 200)
 
 
 def test_a_page_of_nothing(tmp_path):

@@ -11,7 +11,7 @@ from hidistill.view.figures import attended, compared, note, problem, slider
 from hidistill.view.figures import blind as blind_figure
 from hidistill.view.flow import frames
 from hidistill.view.looks import looked_at
-from hidistill.view.pairs import draw_pair
+from hidistill.view.pairs import Pair, draw_pair
 from hidistill.view.runs import shown, state_of
 from hidistill.view.wishes import IN_TURN, Wish, number, wish
 
@@ -31,6 +31,7 @@ class Answers:
     def __init__(self, scene: Scene, session: int | None = None) -> None:
         self.scene = scene
         self.session = secrets.randbits(62) if session is None else session
+        self.drawn: tuple[Match, Wish, Pair] | None = None
 
     def wished(self, name: str, given: dict[str, Any]) -> tuple[Match, Wish]:
         """The student and the wish in the page's fields."""
@@ -42,7 +43,9 @@ class Answers:
 
         def answer() -> str:
             match, made = self.wished(name, given)
-            return compared(draw_pair(match, made), made)
+            pair = draw_pair(match, made)
+            self.drawn = match, made, pair
+            return compared(pair, made)
 
         return told(answer)
 
@@ -57,7 +60,7 @@ class Answers:
         return told(answer)
 
     def attention(self, name: str, t: object, **given: object) -> str:
-        """Where the discriminator looks on the pictures of both."""
+        """Where the discriminator looks on the pictures of both; those side by side are not drawn again."""
 
         def answer() -> str:
             match, made = self.wished(name, given)
@@ -65,7 +68,8 @@ class Answers:
             made = replace(made, count=min(made.count, MOST_LOOKED_AT))
             if match.head is None:
                 raise ValueError(f"no attention can be shown: {match.headless}")
-            pair = draw_pair(match, made)
+            last = self.drawn
+            pair = last[2] if last is not None and last[:2] == (match, made) else draw_pair(match, made)
             looks = [
                 (side.name, *looked_at(match, side.images, cond=pair.cond, t=level, seed=made.seed))
                 for side in (pair.teacher, pair.student)

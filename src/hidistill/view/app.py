@@ -200,7 +200,8 @@ def blind_tab(answers: Answers, fields: dict[str, Any]) -> None:
     shown = [trial, count, pictures, left, neither, right]
     private: dict[str, Any] = {"api_visibility": "private"}
     start.click(following, [count, *inputs_of(fields)], shown, **private)
-    for button, place in ((left, "left"), (neither, "neither"), (right, "right")):
+    places: dict[Place, Any] = {"left": left, "neither": neither, "right": right}
+    for place, button in places.items():
         button.click(partial(vote, place), [trial, count, *inputs_of(fields)], [said, *shown], **private)
     show.click(result, inputs_of(fields), told, **private)
 

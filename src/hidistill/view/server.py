@@ -24,9 +24,10 @@ App = Callable[
 
 
 class Guard:
-    """Answers only to the names that the page was opened under, and sends the policy with every answer.
+    """Answers only to its own page, under the names that this may have, and sends the policy with every answer.
 
-    A page elsewhere could otherwise reach a server on the loopback interface by a name of its own (DNS rebinding).
+    A page elsewhere could otherwise reach a server on the loopback interface from within the same browser, directly or
+    by a name of its own (DNS rebinding).
 
     Args:
         app: what answers.
@@ -46,10 +47,13 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-        if self.hosts and host.rpartition(":")[0].strip("[]") not in self.hosts:
-            await send({"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"this server does not answer to that name\n"})
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin")
+        named = not self.hosts or host.rpartition(":")[0].strip("[]") in self.hosts
+        if not named or (origin is not None and origin.partition("://")[2] != host):
+            status, words = (403, b"another page asks") if named else (421, b"this server does not answer to that name")
+            await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": words + b"\n"})
             return
 
         async def send_guarded(message: MutableMapping[str, Any]) -> None:
