@@ -147,7 +147,7 @@ def sources(browser, selector):
     return [each.get_attribute("src") for each in browser.find_elements("css selector", selector)]
 
 
-def shot(browser, name, *, within=None):
+def shot(browser, name):
     """A picture of the page for the documentation, if somebody asked for it."""
     if SHOTS:
         from PIL import Image
@@ -335,7 +335,9 @@ def test_nothing_is_wider_than_a_phone(page, address, name):
         "e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 120))"
     )
     assert page.execute_script(wide) == []
-    shot(page, "phone-" + name.lower().replace(" ", "-"))
+    if name in ("Side by side", "Blind test"):
+        page.execute_script("if (arguments[0]) document.querySelector('#blind').scrollIntoView()", name == "Blind test")
+        shot(page, "phone-" + name.lower().replace(" ", "-"))
 
 
 def reached(browser, name):
