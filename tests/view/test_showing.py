@@ -178,6 +178,10 @@ def test_students_of_other_libraries_stand_beside_their_teachers(tmp_path, name,
     guided = Answers(found).compare("run, student", **FIELDS | {"asked": asked, "teacher_steps": 1, "scale": 3.0})
     assert 'role="alert"' not in guided
     assert guided.count("<img") == 6
+    pickled = student_config(loaded, student, shape) | {"allow_pickle": True}
+    weights.save(file, student, family="flow-map", config=pickled, classes=classes)
+    with pytest.raises(ValueError, match="is a pickle, which the page does not read"):
+        scene([tmp_path / "run"], teacher=None, votes=None)
 
 
 def test_the_command_says_what_is_wrong(run, tmp_path, capsys, monkeypatch):

@@ -131,6 +131,12 @@ def match(file: Path, run: Path | None, *, given: Path | None, teachers: dict[Pa
     Raises:
         ValueError: if the file holds no flow map, or nobody knows its teacher.
     """
+    stored = weights.read(file)
+    if stored.config.get("allow_pickle"):
+        raise ValueError(
+            f"{file}: its teacher's checkpoint is a pickle, which the page does not read; save that checkpoint as "
+            "safetensors and distill from it, or draw with hidistill sample"
+        )
     network = drawing.load(file)
     if not isinstance(network.module, Student):
         raise ValueError(f"{file} holds a teacher; give a student's weights, and this as --teacher")
@@ -138,7 +144,7 @@ def match(file: Path, run: Path | None, *, given: Path | None, teachers: dict[Pa
     arguments = recipe.get("arguments", {})
     at = teacher_of(file, recipe, given)
     if at not in teachers:
-        teachers[at] = teacher_at(at, file)
+        teachers[at] = teacher_at(at, stored)
     teacher, space, digest, usual = teachers[at]
     if tuple(space.shape) != tuple(network.shape) or space.classes != network.classes:
         raise ValueError(
@@ -175,12 +181,9 @@ def teacher_of(file: Path, recipe: dict[str, Any], given: Path | None) -> Path:
     return found.resolve()
 
 
-def teacher_at(at: Path, student: Path) -> Found:
+def teacher_at(at: Path, stored: weights.Weights) -> Found:
     """A teacher of ours from its weights or its run, or of another library from where its student says."""
-    stored = weights.read(student)
-    if stored.family == "flow-map":
-        return teacher_elsewhere(at, stored)
-    return teacher_of_ours(at)
+    return teacher_elsewhere(at, stored) if stored.family == "flow-map" else teacher_of_ours(at)
 
 
 def teacher_of_ours(at: Path) -> Found:
