@@ -1,6 +1,6 @@
 # Everything runs from .venv, which the first target that needs it makes and which is renewed when its inputs change.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest check fmt bench docs clean
+.PHONY: help demo test test-slow test-oldest test-browser check fmt bench docs clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ READY := .venv/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## distill the bundled teacher into a one-step student; again after Ctrl-C: goes on
 	@$(BIN)/hidistill demo $(DEMO_FLAGS)
@@ -31,6 +31,10 @@ test-oldest: $(READY) ## the tests of diffusers' families with the oldest diffus
 	@[ -d .oldest ] || $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) \
 	  --target .oldest diffusers==0.39.0 httpx
 	PYTHONPATH=.oldest $(BIN)/pytest -q -n 2 tests/teachers tests/foreign tests/export tests/conformance/test_teachers.py
+
+# HIDISTILL_SCREENSHOTS=docs/images and HIDISTILL_VIEW_RUN=runs/demo make the pictures of docs/viewing.md anew.
+test-browser: $(READY) ## the page of hidistill view in Chromium (Debian: chromium chromium-driver)
+	$(BIN)/pytest -q -m browser tests/view
 
 check: $(READY) ## linters, types and layer contracts alone
 	$(BIN)/ruff check

@@ -25,6 +25,7 @@ COMMANDS = {
     "sample": "draw images from a run or a weights file",
     "evaluate": "measure a finished run again, with other numbers of samples and steps",
     "report": "write a run's report.html and pictures again",
+    "view": "a page in the browser: teacher and student side by side, a blind test, runs with their curves",
     "export": "write a student as a diffusers folder, or as one safetensors or ONNX file",
     "list": "the recipes: what each needs, and the number it reaches",
     "doctor": "what this machine has, and what a run here would cost",

@@ -1,6 +1,5 @@
 """Draws images from a weights file, whichever family of network it holds."""
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from hidistill.codecs import Pixels, modules_of
 from hidistill.evaluate import BATCH, draw
 from hidistill.guidance import Guided
+from hidistill.labels import label_of as by_name_or_number
 from hidistill.path import rows_of
 from hidistill.report.pictures import grid as picture_grid
 from hidistill.report.pictures import quantized
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MOST_STEPS, MOST_IMAGES = 1000, 100_000
 SMALL = 56
 """Images below this side are enlarged to it in the picture, by a whole factor."""
-MOST_IN_PICTURE, MOST_COLUMNS, MOST_NAMES = 400, 20, 20
+MOST_IN_PICTURE, MOST_COLUMNS = 400, 20
 FIELDS, MAPS = ("dit", "checkpoint"), ("dit-flow-map", "flow-map")
 """Families of weights that hold a velocity field, and those that hold a flow map."""
 SAMPLERS = dict.fromkeys(FIELDS, ("euler", "heun")) | dict.fromkeys(MAPS, ("jump", "renoise"))
@@ -210,22 +210,12 @@ def label_of(given: str | None, network: Network) -> int | None:
     """
     if given is None:
         return None
-    names, classes = list(network.names), network.classes
-    if not classes:
+    if not network.classes:
         raise ValueError(f"--label {given}: these weights know no classes; leave --label out")
-    if given in names:
-        return names.index(given)
-    if given.removeprefix("-").isdecimal():
-        if not 0 <= int(given) < classes:
-            raise ValueError(f"--label {given}: labels are 0 to {classes - 1}")
-        return int(given)
-    if not names:
-        raise ValueError(f"--label {given}: these weights know no names of classes; labels are 0 to {classes - 1}")
-    folded = {name.casefold(): name for name in names}
-    near = difflib.get_close_matches(given.casefold(), folded, n=1, cutoff=0.5)
-    hint = f"; did you mean {folded[near[0]]!r}?" if near else "."
-    shown = ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
-    raise ValueError(f"--label {given}: no class has this name{hint} Labels are {shown}, or 0 to {classes - 1}")
+    try:
+        return by_name_or_number(given, names=list(network.names), classes=network.classes)
+    except ValueError as error:
+        raise ValueError(f"--label {given}: {error}") from error
 
 
 def labels_of(label: int | None, count: int, classes: int) -> Labels:
