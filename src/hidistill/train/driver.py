@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,10 +13,12 @@ from hidistill import __version__, weights
 from hidistill.path import on
 from hidistill.train import checkpoint
 from hidistill.train.checkpoint import CheckpointError, DamagedCheckpoint, Position
+from hidistill.train.distributed.ranks import likeness, refuse_unshared, split
+from hidistill.train.distributed.work import Work
 from hidistill.train.experiment import Experiment
-from hidistill.train.folder import FINISHED, agree, locked, record_environment, renew, write_json
+from hidistill.train.folder import FINISHED, agree, locked, plainly, record_environment, renew, write_json
 from hidistill.train.journal import Journal
-from hidistill.train.loop import NonFinite, StepReport, steps
+from hidistill.train.loop import WHOLE, NonFinite, StepReport, steps
 from hidistill.train.pace import Clock
 from hidistill.train.patience import Patience, patience
 from hidistill.train.stage import Stage
@@ -59,6 +62,7 @@ def execute(
     checkpoint_every: int = 100,
     keep: int = 2,
     device: str = "cpu",
+    work: Work = WHOLE,
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
     """Run an experiment to its end in a folder; the same call again goes on where the last one stopped.
@@ -74,6 +78,8 @@ def execute(
         checkpoint_every: steps between two checkpoints; there is one more at each stage's end.
         keep: number of checkpoints that are kept.
         device: where the networks run, e.g. cuda; a run may be taken up on another one.
+        work: the processes that run this, all of which call `execute`, and how they share out batches. The first one
+            writes; a run may be taken up by another number of processes.
         on_event: told about everything that happens.
 
     Raises:
@@ -85,29 +91,38 @@ def execute(
     if checkpoint_every < 1 or keep < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every} and keep={keep}: both must be at least 1")
     refuse_device(device)
+    ranks = work.ranks
+    ranks.agree(likeness({"recipe": recipe, "arguments": plainly(arguments), "passes": work.passes}))
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    refuse_unshared(folder, ranks)
+    split(len(experiment.batch_at(0).x), ranks.count * work.passes, processes=ranks.count)
+
+    def enter() -> bool:
+        lock.enter_context(locked(folder))
         agree(folder, recipe=recipe, arguments=arguments, extendable=experiment.extendable)
+        return (folder / FINISHED).exists()
+
+    with ExitStack() as lock:
+        finished = ranks.from_first("enter", enter)
         tell = on_event or (lambda _: None)
         run = Run(
-            experiment, folder, recipe=recipe, checkpoint_every=checkpoint_every, keep=keep, device=device,
+            experiment, folder, recipe=recipe, checkpoint_every=checkpoint_every, keep=keep, device=device, work=work,
             on_event=tell,
         )  # fmt: skip
-        if (folder / FINISHED).exists():
+        if finished:
             run.position = Position(len(experiment.stages), 0, experiment.total_steps)
             run.tell("finish", message=f"{folder} holds this run, finished")
             return
         run.take_up()
         try:
-            renew(folder, arguments)
+            ranks.from_first("renew", lambda: renew(folder, arguments))
             while run.position.stage < len(experiment.stages):
                 run.carry_on()
-            if experiment.finish is not None:
-                experiment.finish(folder)
-            write_json(folder / FINISHED, {"global_step": run.position.global_step})
+            ranks.from_first("finish", run.finish)
             run.tell("finish", message=str(folder))
         finally:
-            run.journal.close()
+            if ranks.first:
+                run.journal.close()
 
 
 def refuse_device(device: str) -> None:
@@ -140,9 +155,10 @@ class Run:
         checkpoint_every: int,
         keep: int,
         device: str,
+        work: Work,
         on_event: Callable[[Event], None],
     ) -> None:
-        self.experiment, self.folder, self.recipe = experiment, folder, recipe
+        self.experiment, self.folder, self.recipe, self.work = experiment, folder, recipe, work
         self.checkpoint_every, self.keep, self.device, self.on_event = checkpoint_every, keep, device, on_event
         self.position, self.saved = Position(), None
         self.whole = False  # whether memory holds the state at `position`, rather than one within a step
@@ -153,9 +169,10 @@ class Run:
         for module in self.experiment.modules.values():
             module.requires_grad_(False)
         self.experiment.to(self.device)
-        notes = [*self.experiment.notes, record_environment(self.folder, self.device)]
-        root = self.folder / "checkpoints"
-        checkpoint.recover(root)
+        ranks, root = self.work.ranks, self.folder / "checkpoints"
+        there = ranks.from_first("environment", lambda: record_environment(self.folder, self.device, self.work))
+        ranks.from_first("recover", lambda: checkpoint.recover(root))
+        notes = [*self.experiment.notes, there]
         candidates, passed_over = checkpoint.newest_first(root), []
         for candidate in candidates:
             try:
@@ -171,7 +188,11 @@ class Run:
                 "at its first step, or use another --out"
             )
         notes += [f"passed over: {error}" for error in passed_over]
-        self.journal = Journal(self.folder / "metrics.jsonl", upto=self.position.global_step)
+        ranks.agree({"checkpoint": self.saved and self.saved.name})
+        for module in self.experiment.modules.values():
+            ranks.same_weights(module)
+        if ranks.first:
+            self.journal = Journal(self.folder / "metrics.jsonl", upto=self.position.global_step)
         message = ". ".join(note for note in notes if note)
         if self.saved is None:
             self.tell("start", message=message)
@@ -192,13 +213,14 @@ class Run:
             seed=self.experiment.seed,
             start=self.position.step,
             precision=self.experiment.precision,
+            work=self.work,
         )
         try:
             with patience() as noted:
                 self.advance(stage, reports, noted)
                 self.whole = False
                 self.end(stage)
-                if noted.asked:
+                if self.work.ranks.any(noted.asked):
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             if self.whole:
@@ -219,10 +241,11 @@ class Run:
             self.clock.paces[index].add(seconds)
             self.note("step", report.metrics, seconds)
             self.tell("step", report.metrics)
+            asked = self.work.ranks.any(noted.asked)
             if done < stage.steps:
                 if self.experiment.probe_every and done % self.experiment.probe_every == 0:
                     self.probe()
-                if noted.asked:
+                if asked:
                     raise KeyboardInterrupt
                 if done % self.checkpoint_every == 0:
                     self.save()
@@ -233,7 +256,7 @@ class Run:
         for average in stage.averages.values():
             average.install()
         product, message = self.experiment.products.get(stage.name), ""
-        if product is not None:
+        if product is not None and self.work.ranks.first:
             card = {"recipe": self.recipe, "stage": stage.name, "steps": str(stage.steps)}
             card |= {"seed": str(self.experiment.seed), "version": __version__} | dict(product.card)
             path = self.folder / "models" / product.file
@@ -251,21 +274,34 @@ class Run:
 
     def probe(self) -> None:
         """Evaluate briefly."""
-        if self.experiment.probe is None:
+        evaluate = self.experiment.probe
+        if evaluate is None:
             return
         began = time.perf_counter()
-        scalars = self.experiment.probe(self.stage_name)
+        scalars = self.work.ranks.from_first(
+            "probe", lambda: {name: float(value) for name, value in evaluate(self.stage_name).items()}
+        )
         seconds = time.perf_counter() - began
         self.clock.probes.append(seconds)
-        self.note("probe", {name: float(value) for name, value in scalars.items()}, seconds)
-        self.tell("probe", {name: float(value) for name, value in scalars.items()})
+        self.note("probe", scalars, seconds)
+        self.tell("probe", scalars)
 
     def save(self) -> None:
         """Leave a checkpoint."""
-        self.journal.synchronize()
         root = self.folder / "checkpoints"
-        self.saved = checkpoint.save(root, self.experiment, self.position, recipe=self.recipe, keep=self.keep)
+
+        def write() -> str:
+            self.journal.synchronize()
+            return checkpoint.save(root, self.experiment, self.position, recipe=self.recipe, keep=self.keep).name
+
+        self.saved = root / self.work.ranks.from_first("save", write)
         self.tell("checkpoint", message=str(self.saved))
+
+    def finish(self) -> None:
+        """Do what comes after the last step."""
+        if self.experiment.finish is not None:
+            self.experiment.finish(self.folder)
+        write_json(self.folder / FINISHED, {"global_step": self.position.global_step})
 
     @property
     def stage_name(self) -> str:
@@ -274,6 +310,8 @@ class Run:
 
     def note(self, kind: str, scalars: Mapping[str, object], seconds: float = 0.0) -> None:
         """Write a line into the journal."""
+        if not self.work.ranks.first:
+            return
         at = self.position
         self.journal.write(
             kind, stage=self.stage_name, step=at.step, global_step=at.global_step, seconds=seconds, scalars=scalars

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 USAGE = """usage: hidistill train RECIPE [--out DIR] [--device DEVICE] [OPTIONS]
+       torchrun --nproc-per-node N -m hidistill train RECIPE [...]
 
 RECIPE is one of
 
@@ -45,10 +46,12 @@ def command(argv: Sequence[str]) -> int:
         "the run's folder; one that holds this run is taken up again.",
     )
     device = (str, "cpu", "where the networks run, e.g. cuda; a run may be taken up on another one.")
-    arguments = parse(
-        recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra={"out": out, "device": device}
-    )
-    return carry_out(recipe, arguments, arguments.pop("out"), device=arguments.pop("device"))
+    passes = (int, 1, "in how many passes a process takes its rows of a batch: less memory for the same step.")
+    timeout = (float, 600.0, "seconds after which a process that does not answer is given up, under torchrun.")
+    extra = {"out": out, "device": device, "passes": passes, "timeout_seconds": timeout}
+    arguments = parse(recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra=extra)
+    settings = {name: arguments.pop(name) for name in extra}
+    return carry_out(recipe, arguments, settings.pop("out"), **settings)
 
 
 def folder_name(recipe: str) -> str:

@@ -1,0 +1,305 @@
+"""The processes of a run, started by torchrun, as one of them sees them."""
+
+import json
+import os
+import platform
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hidistill import __version__
+from hidistill.share import Reduction, Share
+
+T = TypeVar("T")
+OPERATIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+POLL_SECONDS = 5.0
+"""Between two looks for what the first process has to say, which may be evaluating for hours."""
+
+
+class LostRank(OSError):
+    """Another process of the run is gone, or does not answer."""
+
+
+class Agreed(ValueError):
+    """What all processes raise alike, so that one of them need say it."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run.
+
+    Args:
+        rank: of this process, from 0.
+        count: of all processes.
+        device: where the networks of this process run.
+        store: keys and values that all processes see; None if there is one process.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+    store: dist.Store | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, number: int, passes: int) -> Share:
+        """The share of a batch that this process has at work in one of several passes.
+
+        Args:
+            number: of the pass.
+            passes: in which each process takes its rows.
+        """
+        return Share(number * self.count + self.rank, passes * self.count, self.count, self.reduce)
+
+    def reduce(self, x: Tensor, how: Reduction = "sum") -> Tensor:
+        """The sum or maximum over the processes."""
+        if self.count == 1:
+            return x
+        result = x.detach().clone()
+        self.guarded(lambda: dist.all_reduce(result, OPERATIONS[how]))
+        return result
+
+    def any(self, flag: bool) -> bool:
+        """Whether one process says yes."""
+        return flag if self.count == 1 else bool(self.reduce(torch.tensor(float(flag)), "max").item())
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has, anything that JSON can hold, in the order of the processes."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        self.guarded(lambda: dist.all_gather_object(found, value))
+        return found
+
+    def from_first(self, topic: str, act: Callable[[], T]) -> T:
+        """What the first process makes, in all of them; the others wait for as long as it takes.
+
+        Args:
+            topic: names what is done; every process comes to the same topics in the same order.
+            act: called by the first process alone; gives what JSON can hold.
+
+        Raises:
+            Agreed: in the others, if it raised an error in the first process.
+        """
+        if self.store is None:
+            return act()
+        key = f"first/{topic}/{self.turn(topic)}"
+        if self.first:
+            try:
+                result = act()
+            except Exception as error:
+                self.store.set(key, json.dumps({"error": f"{type(error).__name__}: {error}"}))
+                raise
+            self.store.set(key, json.dumps({"result": result}))
+            return result
+        answer = json.loads(self.wait_for(key))
+        if "error" in answer:
+            raise Agreed(f"the first process stopped: {answer['error']}")
+        return answer["result"]
+
+    def turn(self, topic: str) -> int:
+        """How often this process came to a topic before."""
+        assert self.store is not None
+        return self.store.add(f"turn/{topic}/{self.rank}", 1)
+
+    def wait_for(self, key: str) -> str:
+        """A value of the store, once it is there.
+
+        Raises:
+            LostRank: if the store is gone, and the first process with it.
+        """
+        assert self.store is not None
+        while True:
+            try:
+                self.store.wait([key], timedelta(seconds=POLL_SECONDS))
+                return self.store.get(key).decode()
+            except (dist.DistStoreError, RuntimeError) as error:
+                if isinstance(error, dist.DistNetworkError) or "imeout" not in str(error):
+                    raise LostRank(
+                        f"rank {self.rank} lost the first process while it waited for it: {error}"
+                    ) from error
+
+    def guarded(self, act: Callable[[], object]) -> None:
+        """Talk to the other processes.
+
+        Raises:
+            LostRank: if one does not answer.
+        """
+        try:
+            act()
+        except RuntimeError as error:
+            raise LostRank(
+                f"rank {self.rank} of {self.count} lost another process ({first_line(error)}); what that one printed "
+                "says why. Run the same command again: it goes on from the last checkpoint"
+            ) from error
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Make sure that all processes have the same facts.
+
+        Raises:
+            ValueError: naming each fact that differs, and in which process.
+        """
+        all_facts = self.gather(dict(facts))
+        differing = [
+            f"{name} is {theirs.get(name)!r} in process {rank} and {all_facts[0].get(name)!r} in process 0"
+            for rank, theirs in enumerate(all_facts)
+            for name in dict.fromkeys((*all_facts[0], *theirs))
+            if theirs.get(name) != all_facts[0].get(name)
+        ]
+        if differing:
+            raise Agreed(
+                f"the processes of this run are not alike: {'; '.join(differing)}. Start all of them from one "
+                "installation, with the same command"
+            )
+
+    def same_weights(self, module: nn.Module) -> None:
+        """Give all processes the first one's weights: built alike, they may differ in last bits between machines."""
+        if self.count > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                self.guarded(lambda tensor=tensor: dist.broadcast(tensor.data, 0))
+
+    def close(self) -> None:
+        """Leave the others; the process can talk to nobody after."""
+        if self.count > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+ALONE = Ranks()
+
+
+def join(device: str, *, timeout_seconds: float, environment: Mapping[str, str] = os.environ) -> Ranks:
+    """Meet the other processes that torchrun started, if it did.
+
+    gloo between CPUs, nccl between GPUs; each process of a machine takes the GPU of its own number.
+
+    Args:
+        device: cpu or cuda.
+        timeout_seconds: after which a process that does not answer is given up.
+        environment: where torchrun says who is who: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT.
+
+    Raises:
+        ValueError: if torchrun's variables are wrong, or there are more processes on this machine than GPUs.
+        OSError: if the port is taken, or the other processes do not come.
+    """
+    count = number(environment, "WORLD_SIZE", 1)
+    if count == 1:
+        return Ranks(device=device)
+    rank, local = number(environment, "RANK", None), number(environment, "LOCAL_RANK", 0)
+    if not 0 <= rank < count:
+        raise ValueError(f"RANK={rank} with WORLD_SIZE={count}: ranks are 0 to {count - 1}; start runs with torchrun")
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing:
+        raise ValueError(f"WORLD_SIZE={count} without {' and '.join(missing)}; torchrun sets them: start runs with it")
+    if device.startswith("cuda"):
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; start at most as "
+                "many processes here (--nproc-per-node)"
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    meet(rank, count, device, timeout_seconds, environment)
+    store = dist.PrefixStore("hidistill", dist.distributed_c10d._get_default_store())  # no public name for it
+    return Ranks(rank, count, device, store)
+
+
+def meet(rank: int, count: int, device: str, timeout_seconds: float, environment: Mapping[str, str]) -> None:
+    """Start torch's process group, with words for what usually goes wrong."""
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    address, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
+    began = time.monotonic()
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=count, timeout=timedelta(seconds=timeout_seconds))
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        if "EADDRINUSE" in str(error) or "already in use" in str(error):
+            raise OSError(
+                f"port {port} of {address} is taken by another program, or another run; give torchrun another one, "
+                f"e.g. --master-port {int(port) + 1}, or --standalone on a single machine"
+            ) from error
+        waited = time.monotonic() - began
+        raise OSError(
+            f"process {rank} of {count} on {socket.gethostname()} did not meet the others at {address}:{port} within "
+            f"{waited:.0f} s ({first_line(error)}); all {count} must be started, and reach that address"
+        ) from error
+
+
+def number(environment: Mapping[str, str], name: str, default: int | None) -> int:
+    """A whole number among torchrun's variables."""
+    found = environment.get(name, "")
+    if not found and default is not None:
+        return default
+    if not found.isdecimal():
+        raise ValueError(f"{name}={found!r}: a whole number is needed; torchrun sets it: start runs with torchrun")
+    return int(found)
+
+
+def likeness(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in all processes of a run.
+
+    Args:
+        experiment: what the run is: recipe, arguments, settings.
+    """
+    versions = {"hidistill": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return versions | dict(experiment)
+
+
+def split(rows: int, shares: int, *, processes: int) -> None:
+    """Refuse a batch that does not go into equal shares.
+
+    Raises:
+        ValueError: naming batch sizes that do.
+    """
+    if rows % shares or not rows:
+        near = sorted({max(1, rows // shares) * shares, -(-rows // shares) * shares})
+        passes = f" of {shares // processes} passes each" if shares > processes else ""
+        raise Agreed(
+            f"a batch of {rows} cannot be split over {processes} processes{passes}; use a multiple of {shares}, e.g. "
+            f"{' or '.join(str(each) for each in near)}"
+        )
+
+
+def refuse_unshared(folder: Path, ranks: Ranks) -> None:
+    """Refuse a folder that is another one in other processes, as a machine's own disk is.
+
+    Raises:
+        ValueError: in all processes, naming those that do not see what the first one wrote.
+    """
+    if ranks.count == 1:
+        return
+
+    def leave() -> str:
+        token = f".shared-{secrets.token_hex(8)}"
+        (folder / token).touch()
+        return token
+
+    mark = folder / ranks.from_first("shared", leave)
+    blind = [rank for rank, seen in enumerate(ranks.gather(mark.exists())) if not seen]
+    if ranks.first:
+        mark.unlink()
+    if blind:
+        raise Agreed(
+            f"{folder} of process 0 is not the folder that {named(blind)} have under that name; all processes of a run "
+            "need one shared folder: give --out on a disk that every machine mounts, as an absolute path"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message that may have many."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def named(ranks: Sequence[int]) -> str:
+    """Processes in words."""
+    return f"process {ranks[0]}" if len(ranks) == 1 else f"processes {', '.join(str(rank) for rank in ranks)}"
