@@ -8,16 +8,20 @@ from typing import Any
 
 from rich.console import Console
 
+from hidistill.cli import complain
 from hidistill.cli.lookup import Recipe
 from hidistill.cli.outcome import show
 from hidistill.cli.progress import display
-from hidistill.train.distributed.ranks import Agreed, join
+from hidistill.train.distributed.ranks import Agreed, LostRank, join
+from hidistill.train.distributed.watch import GIVEN_UP
 from hidistill.train.distributed.work import Work
 from hidistill.train.driver import Event, execute, refuse_device
 from hidistill.train.experiment import Experiment
 from hidistill.train.loop import NonFinite
+from hidistill.train.patience import Terminated
 
-STOPPED, BAD_INPUT = 130, 2
+STOPPED, TERMINATED, BAD_INPUT = 130, 143, 2
+"""Exit statuses: 128 and the number of the signal, as shells have them."""
 
 
 def carry_out(
@@ -42,6 +46,9 @@ def carry_out(
         if ranks.first:
             raise
         return BAD_INPUT
+    except LostRank as error:
+        complain(str(error))
+        return GIVEN_UP
     finally:
         ranks.close()
 
@@ -76,9 +83,9 @@ def together(recipe: Recipe, arguments: Mapping[str, Any], out: Path, work: Work
                 experiment, out, recipe=recipe.name, arguments=arguments, device=work.ranks.device, work=work,
                 on_event=on_event,
             )  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         left = f"stopped; the same command goes on from step {saved} of {experiment.total_steps}"
         Console(stderr=True).print(left, markup=False, highlight=False)
-        return STOPPED
+        return TERMINATED if isinstance(stop, Terminated) else STOPPED
     show(out)
     return 0

@@ -13,15 +13,17 @@ from hidistill import __version__, weights
 from hidistill.path import on
 from hidistill.train import checkpoint
 from hidistill.train.checkpoint import CheckpointError, DamagedCheckpoint, Position
-from hidistill.train.distributed.ranks import likeness, refuse_unshared, split
+from hidistill.train.distributed.ranks import LostRank, likeness, refuse_unshared, split
+from hidistill.train.distributed.watch import Watch
 from hidistill.train.distributed.work import Work
 from hidistill.train.experiment import Experiment
 from hidistill.train.folder import FINISHED, agree, locked, plainly, record_environment, renew, write_json
 from hidistill.train.journal import Journal
 from hidistill.train.loop import WHOLE, NonFinite, StepReport, steps
 from hidistill.train.pace import Clock
-from hidistill.train.patience import Patience, patience
+from hidistill.train.patience import Patience, interruption, patience
 from hidistill.train.stage import Stage
+from hidistill.types import Batch
 
 EventKind = Literal["start", "resume", "step", "probe", "stage", "checkpoint", "finish"]
 
@@ -67,8 +69,8 @@ def execute(
 ) -> None:
     """Run an experiment to its end in a folder; the same call again goes on where the last one stopped.
 
-    A run that was stopped anywhere, by Ctrl-C, by a kill or by a power cut, and taken up again has the weights of
-    the run that was not, to the last bit, on the same machine with the same number of threads.
+    A run that was stopped anywhere, by Ctrl-C or SIGTERM, by a kill or by a power cut, and taken up again has the
+    weights of the run that was not, to the last bit, on the same machine with the same number of threads.
 
     Args:
         experiment: freshly built by its recipe.
@@ -121,6 +123,7 @@ def execute(
             ranks.from_first("finish", run.finish)
             run.tell("finish", message=str(folder))
         finally:
+            run.watch.close()
             if ranks.first:
                 run.journal.close()
 
@@ -162,6 +165,7 @@ class Run:
         self.checkpoint_every, self.keep, self.device, self.on_event = checkpoint_every, keep, device, on_event
         self.position, self.saved = Position(), None
         self.whole = False  # whether memory holds the state at `position`, rather than one within a step
+        self.watch = Watch(work.ranks, work.ranks.timeout_seconds)
         self.clock = Clock(experiment.stages, experiment.probe_every if experiment.probe else 0)
 
     def take_up(self) -> None:
@@ -203,13 +207,13 @@ class Run:
     def carry_on(self) -> None:
         """Run the stage at the position to its end.
 
-        Ctrl-C waits for the end of a step, then leaves a checkpoint of it.
+        Ctrl-C or SIGTERM waits for the end of a step, then leaves a checkpoint of it.
         """
         index = self.position.stage
         stage, offset = self.experiment.stages[index], self.experiment.offset(index)
         reports = steps(
             stage,
-            lambda step: on(self.experiment.batch_at(offset + step), self.device),
+            lambda step: self.batch(stage, step, offset),
             seed=self.experiment.seed,
             start=self.position.step,
             precision=self.experiment.precision,
@@ -220,8 +224,8 @@ class Run:
                 self.advance(stage, reports, noted)
                 self.whole = False
                 self.end(stage)
-                if self.work.ranks.any(noted.asked):
-                    raise KeyboardInterrupt
+                if asked := self.work.ranks.most(noted.asked):
+                    raise interruption(asked)
         except KeyboardInterrupt:
             if self.whole:
                 self.save()
@@ -230,6 +234,13 @@ class Run:
             raise NonFinite(
                 f"{error}; the last good checkpoint is {self.saved or 'none: there was none yet'}"
             ) from error
+        except LostRank as error:
+            raise LostRank(f"{error}. {self.watch.verdict()}") from error
+
+    def batch(self, stage: Stage, step: int, offset: int) -> Batch:
+        """The batch of a step, which begins."""
+        self.watch.step(f"step {step} of stage {stage.name!r}")
+        return on(self.experiment.batch_at(offset + step), self.device)
 
     def advance(self, stage: Stage, reports: Iterator[StepReport], noted: Patience) -> None:
         """Take the steps that are left of a stage."""
@@ -237,16 +248,17 @@ class Run:
         for report in reports:
             done = report.step + 1
             self.position, self.whole = Position(index, done, offset + done), True
+            self.watch.pause()
             seconds = time.perf_counter() - began
             self.clock.paces[index].add(seconds)
             self.note("step", report.metrics, seconds)
             self.tell("step", report.metrics)
-            asked = self.work.ranks.any(noted.asked)
+            asked = self.work.ranks.most(noted.asked)
             if done < stage.steps:
                 if self.experiment.probe_every and done % self.experiment.probe_every == 0:
                     self.probe()
                 if asked:
-                    raise KeyboardInterrupt
+                    raise interruption(asked)
                 if done % self.checkpoint_every == 0:
                     self.save()
             self.whole, began = False, time.perf_counter()

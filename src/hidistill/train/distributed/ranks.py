@@ -42,12 +42,14 @@ class Ranks:
         count: of all processes.
         device: where the networks of this process run.
         store: keys and values that all processes see; None if there is one process.
+        timeout_seconds: after which a process that does not answer is given up.
     """
 
     rank: int = 0
     count: int = 1
     device: str = "cpu"
     store: dist.Store | None = None
+    timeout_seconds: float = 600.0
 
     @property
     def first(self) -> bool:
@@ -71,9 +73,9 @@ class Ranks:
         self.guarded(lambda: dist.all_reduce(result, OPERATIONS[how]))
         return result
 
-    def any(self, flag: bool) -> bool:
-        """Whether one process says yes."""
-        return flag if self.count == 1 else bool(self.reduce(torch.tensor(float(flag)), "max").item())
+    def most(self, value: int) -> int:
+        """The largest of the processes' numbers."""
+        return value if self.count == 1 else int(self.reduce(torch.tensor(value), "max").item())
 
     def gather(self, value: T) -> list[T]:
         """What each process has, anything that JSON can hold, in the order of the processes."""
@@ -212,7 +214,7 @@ def join(device: str, *, timeout_seconds: float, environment: Mapping[str, str] 
         torch.cuda.set_device(local)
     meet(rank, count, device, timeout_seconds, environment)
     store = dist.PrefixStore("hidistill", dist.distributed_c10d._get_default_store())  # no public name for it
-    return Ranks(rank, count, device, store)
+    return Ranks(rank, count, device, store, timeout_seconds)
 
 
 def meet(rank: int, count: int, device: str, timeout_seconds: float, environment: Mapping[str, str]) -> None:
