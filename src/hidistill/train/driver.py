@@ -1,27 +1,32 @@
 """Carries out an experiment in a run folder, and takes it up again where it stopped."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shutil import copy, copytree
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from hidistill import __version__, weights
 from hidistill.path import on
 from hidistill.train import checkpoint
-from hidistill.train.checkpoint import CheckpointError, DamagedCheckpoint, Position
-from hidistill.train.distributed.ranks import LostRank, likeness, refuse_unshared, split
+from hidistill.train.checkpoint import Best, CheckpointError, DamagedCheckpoint
+from hidistill.train.distributed.ranks import LostRank, Ranks, likeness, refuse_unshared, split
 from hidistill.train.distributed.watch import Watch
-from hidistill.train.distributed.work import Work
+from hidistill.train.distributed.work import Averaging, Sharding, Work
 from hidistill.train.experiment import Experiment
 from hidistill.train.folder import FINISHED, agree, locked, plainly, record_environment, renew, write_json
 from hidistill.train.journal import Journal
 from hidistill.train.loop import WHOLE, NonFinite, StepReport, steps
 from hidistill.train.pace import Clock
 from hidistill.train.patience import Patience, interruption, patience
+from hidistill.train.saving import Keeping, Saver
+from hidistill.train.snapshot import Position
 from hidistill.train.stage import Stage
 from hidistill.types import Batch
 
@@ -65,6 +70,9 @@ def execute(
     keep: int = 2,
     device: str = "cpu",
     work: Work = WHOLE,
+    sharding: Sharding | None = None,
+    best: Best | None = None,
+    background: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
     """Run an experiment to its end in a folder; the same call again goes on where the last one stopped.
@@ -82,6 +90,10 @@ def execute(
         device: where the networks run, e.g. cuda; a run may be taken up on another one.
         work: the processes that run this, all of which call `execute`, and how they share out batches. The first one
             writes; a run may be taken up by another number of processes.
+        sharding: how each process holds its part of every network; None if each holds them whole. A run may be taken
+            up either way.
+        best: a checkpoint that stays beside the newest ones.
+        background: whether a thread writes checkpoints while training goes on.
         on_event: told about everything that happens.
 
     Raises:
@@ -90,10 +102,11 @@ def execute(
         NonFinite: if a loss or gradient is not finite; names the last good checkpoint.
         OSError: if a checkpoint cannot be written; the one before it is intact.
     """
-    if checkpoint_every < 1 or keep < 1:
-        raise ValueError(f"checkpoint_every={checkpoint_every} and keep={keep}: both must be at least 1")
+    keeping = Keeping(checkpoint_every, keep, best, background)
     refuse_device(device)
     ranks = work.ranks
+    if sharding is not None and ranks.count == 1:
+        raise ValueError("networks are to be held in parts, by one process alone; start several with torchrun")
     ranks.agree(likeness({"recipe": recipe, "arguments": plainly(arguments), "passes": work.passes}))
     folder.mkdir(parents=True, exist_ok=True)
     refuse_unshared(folder, ranks)
@@ -108,7 +121,7 @@ def execute(
         finished = ranks.from_first("enter", enter)
         tell = on_event or (lambda _: None)
         run = Run(
-            experiment, folder, recipe=recipe, checkpoint_every=checkpoint_every, keep=keep, device=device, work=work,
+            experiment, folder, recipe=recipe, keeping=keeping, device=device, work=work, sharding=sharding,
             on_event=tell,
         )  # fmt: skip
         if finished:
@@ -120,10 +133,11 @@ def execute(
             ranks.from_first("renew", lambda: renew(folder, arguments))
             while run.position.stage < len(experiment.stages):
                 run.carry_on()
-            ranks.from_first("finish", run.finish)
+            run.finish()
             run.tell("finish", message=str(folder))
         finally:
             run.watch.close()
+            run.saver.close()
             if ranks.first:
                 run.journal.close()
 
@@ -144,10 +158,33 @@ def refuse_device(device: str) -> None:
         ) from error
 
 
+def divide(
+    experiment: Experiment, sharding: Sharding | None, ranks: Ranks
+) -> Callable[[Sequence[Tensor]], Averaging] | None:
+    """Have each process hold its part of the networks, if that is wanted; what averages gradients then."""
+    if sharding is None:
+        return None
+    from hidistill.train.distributed.sharding import apply, averaging
+
+    apply(sharding, experiment, ranks)
+    return averaging
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A folder that looks like the run's, and into which nothing need be written."""
+    with TemporaryDirectory() as place:
+        for each in folder.iterdir():
+            if each.name != "checkpoints":
+                (copytree if each.is_dir() else copy)(each, Path(place) / each.name)
+        yield Path(place)
+
+
 class Run:
     """A run under way: where it stands, and what it does at each point of its way."""
 
     journal: Journal
+    saver: Saver
 
     def __init__(
         self,
@@ -155,15 +192,16 @@ class Run:
         folder: Path,
         *,
         recipe: str,
-        checkpoint_every: int,
-        keep: int,
+        keeping: Keeping,
         device: str,
         work: Work,
+        sharding: Sharding | None,
         on_event: Callable[[Event], None],
     ) -> None:
         self.experiment, self.folder, self.recipe, self.work = experiment, folder, recipe, work
-        self.checkpoint_every, self.keep, self.device, self.on_event = checkpoint_every, keep, device, on_event
+        self.keeping, self.device, self.sharding, self.on_event = keeping, device, sharding, on_event
         self.position, self.saved = Position(), None
+        self.score: Mapping[str, float] = {}  # of the state in memory
         self.whole = False  # whether memory holds the state at `position`, rather than one within a step
         self.watch = Watch(work.ranks, work.ranks.timeout_seconds)
         self.clock = Clock(experiment.stages, experiment.probe_every if experiment.probe else 0)
@@ -174,13 +212,17 @@ class Run:
             module.requires_grad_(False)
         self.experiment.to(self.device)
         ranks, root = self.work.ranks, self.folder / "checkpoints"
+        for module in self.experiment.modules.values():
+            ranks.same_weights(module)
+        self.work = replace(self.work, averaging=divide(self.experiment, self.sharding, ranks))
+        self.saver = Saver(root, self.experiment, self.recipe, self.keeping, ranks)
         there = ranks.from_first("environment", lambda: record_environment(self.folder, self.device, self.work))
         ranks.from_first("recover", lambda: checkpoint.recover(root))
         notes = [*self.experiment.notes, there]
         candidates, passed_over = checkpoint.newest_first(root), []
         for candidate in candidates:
             try:
-                self.position = checkpoint.load(candidate, self.experiment, recipe=self.recipe)
+                self.position = checkpoint.load(candidate, self.experiment, recipe=self.recipe, ranks=ranks)
             except DamagedCheckpoint as error:
                 passed_over.append(str(error))
             else:
@@ -193,8 +235,6 @@ class Run:
             )
         notes += [f"passed over: {error}" for error in passed_over]
         ranks.agree({"checkpoint": self.saved and self.saved.name})
-        for module in self.experiment.modules.values():
-            ranks.same_weights(module)
         if ranks.first:
             self.journal = Journal(self.folder / "metrics.jsonl", upto=self.position.global_step)
         message = ". ".join(note for note in notes if note)
@@ -229,6 +269,7 @@ class Run:
         except KeyboardInterrupt:
             if self.whole:
                 self.save()
+                self.saver.wait(self.told)
             raise
         except NonFinite as error:
             raise NonFinite(
@@ -249,6 +290,8 @@ class Run:
             done = report.step + 1
             self.position, self.whole = Position(index, done, offset + done), True
             self.watch.pause()
+            self.score = {}
+            self.saver.look(self.told)
             seconds = time.perf_counter() - began
             self.clock.paces[index].add(seconds)
             self.note("step", report.metrics, seconds)
@@ -257,9 +300,11 @@ class Run:
             if done < stage.steps:
                 if self.experiment.probe_every and done % self.experiment.probe_every == 0:
                     self.probe()
+                    if self.keeping.best is not None and done % self.keeping.every:
+                        self.save()
                 if asked:
                     raise interruption(asked)
-                if done % self.checkpoint_every == 0:
+                if done % self.keeping.every == 0:
                     self.save()
             self.whole, began = False, time.perf_counter()
 
@@ -268,13 +313,13 @@ class Run:
         for average in stage.averages.values():
             average.install()
         product, message = self.experiment.products.get(stage.name), ""
-        if product is not None and self.work.ranks.first:
+        if product is not None and (self.work.ranks.first or self.sharding is not None):
             card = {"recipe": self.recipe, "stage": stage.name, "steps": str(stage.steps)}
             card |= {"seed": str(self.experiment.seed), "version": __version__} | dict(product.card)
             path = self.folder / "models" / product.file
             module = self.experiment.modules[product.role]
             about = {"family": product.family, "config": product.config, "classes": product.classes}
-            weights.save(path, module, **about, card=card)
+            weights.save(path, module, **about, card=card, write=self.work.ranks.first)
             message = str(path)
         if self.experiment.probe_every:
             self.probe()
@@ -290,9 +335,10 @@ class Run:
         if evaluate is None:
             return
         began = time.perf_counter()
-        scalars = self.work.ranks.from_first(
+        scalars = self.everyone(
             "probe", lambda: {name: float(value) for name, value in evaluate(self.stage_name).items()}
         )
+        self.score = scalars
         seconds = time.perf_counter() - began
         self.clock.probes.append(seconds)
         self.note("probe", scalars, seconds)
@@ -300,20 +346,33 @@ class Run:
 
     def save(self) -> None:
         """Leave a checkpoint."""
-        root = self.folder / "checkpoints"
-
-        def write() -> str:
+        if self.work.ranks.first:
             self.journal.synchronize()
-            return checkpoint.save(root, self.experiment, self.position, recipe=self.recipe, keep=self.keep).name
+        self.saver.save(self.position, self.score, told=self.told)
 
-        self.saved = root / self.work.ranks.from_first("save", write)
-        self.tell("checkpoint", message=str(self.saved))
+    def told(self, saved: Path) -> None:
+        """Take note of a checkpoint that is written."""
+        self.saved = saved
+        self.tell("checkpoint", message=str(saved))
+
+    def everyone(self, topic: str, act: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What one process finds out, or all of them where a network is there only when all ask for it."""
+        return self.work.ranks.from_first(topic, act) if self.sharding is None else act()
 
     def finish(self) -> None:
         """Do what comes after the last step."""
-        if self.experiment.finish is not None:
-            self.experiment.finish(self.folder)
-        write_json(self.folder / FINISHED, {"global_step": self.position.global_step})
+        self.saver.wait(self.told)
+        ranks, finish = self.work.ranks, self.experiment.finish
+        if finish is not None and self.sharding is not None and not ranks.first:
+            with scratch(self.folder) as elsewhere:  # every process evaluates, the first one's files stay
+                finish(elsewhere)
+
+        def close() -> None:
+            if finish is not None:
+                finish(self.folder)
+            write_json(self.folder / FINISHED, {"global_step": self.position.global_step})
+
+        ranks.from_first("finish", close)
 
     @property
     def stage_name(self) -> str:

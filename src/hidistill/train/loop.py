@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from hidistill.parted import whole
 from hidistill.path import part_of
 from hidistill.seeds import fold_in
 from hidistill.share import holding
@@ -221,7 +221,7 @@ class Descent:
 def whole_norm(gradients: list[Tensor]) -> Tensor:
     """The norm of gradients, of which this process may hold a part."""
     norm = torch.nn.utils.get_total_norm(gradients)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole(norm)
 
 
 def rest(update: Update) -> None:

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,11 +13,13 @@ import torch
 import two_stages
 
 from hidistill.cli import described
+from hidistill.train.checkpoint import Best
 from hidistill.train.distributed.ranks import LostRank, join
 from hidistill.train.distributed.watch import GIVEN_UP
-from hidistill.train.distributed.work import Work
+from hidistill.train.distributed.work import Sharding, Work
 from hidistill.train.driver import execute
 from hidistill.train.patience import Terminated
+from hidistill.weights import state_of
 
 
 def die():
@@ -40,7 +43,8 @@ HAPPENINGS = {"die": die, "hang": hang, "stop": stop, "terminate": terminate}
 
 def main(
     rank, *, folder, what="two_stages", steps=20, passes=1, checkpoint_every=1000, timeout=60.0, at=None,
-    happens=None, to=0, folders=None, slow=0.0, rows=16, device="cpu", **more,
+    happens=None, to=0, folders=None, slow=0.0, rows=16, sharding=None, background=False, best=None,
+    probe_every=0, **more,
 ):  # fmt: skip
     """One process of a run of `small_run` or `two_stages`.
 
@@ -73,9 +77,13 @@ def main(
                 HAPPENINGS[happens]()
         return batch
 
-    object.__setattr__(experiment, "batch_at", batch_at)
+    def probe(stage):
+        student = experiment.modules["student"]
+        return {"weight": float(sum(weights.float().abs().sum() for weights in state_of(student).values()))}
+
+    experiment = replace(experiment, batch_at=batch_at, probe=probe, probe_every=probe_every)
     try:
-        ranks = join(device, timeout_seconds=timeout)
+        ranks = join("cpu", timeout_seconds=timeout)
         execute(
             experiment,
             Path(folders[rank] if folders else folder),
@@ -83,6 +91,9 @@ def main(
             arguments={"steps": steps},
             checkpoint_every=checkpoint_every,
             work=Work(ranks, passes),
+            sharding=None if sharding is None else Sharding(**sharding),
+            background=background,
+            best=best and Best(best),
         )
         ranks.close()
     except Terminated:

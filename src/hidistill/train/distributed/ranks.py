@@ -7,7 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,7 @@ class Ranks:
         device: where the networks of this process run.
         store: keys and values that all processes see; None if there is one process.
         timeout_seconds: after which a process that does not answer is given up.
+        group: in which they talk; None is that of all.
     """
 
     rank: int = 0
@@ -50,6 +51,7 @@ class Ranks:
     device: str = "cpu"
     store: dist.Store | None = None
     timeout_seconds: float = 600.0
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -70,7 +72,7 @@ class Ranks:
         if self.count == 1:
             return x
         result = x.detach().clone()
-        self.guarded(lambda: dist.all_reduce(result, OPERATIONS[how]))
+        self.guarded(lambda: dist.all_reduce(result, OPERATIONS[how], group=self.group))
         return result
 
     def most(self, value: int) -> int:
@@ -82,7 +84,7 @@ class Ranks:
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        self.guarded(lambda: dist.all_gather_object(found, value))
+        self.guarded(lambda: dist.all_gather_object(found, value, group=self.group))
         return found
 
     def from_first(self, topic: str, act: Callable[[], T]) -> T:
@@ -171,6 +173,13 @@ class Ranks:
         if self.count > 1:
             for tensor in (*module.parameters(), *module.buffers()):
                 self.guarded(lambda tensor=tensor: dist.broadcast(tensor.data, 0))
+
+    def aside(self) -> "Ranks":
+        """The same processes for a second thread, which must not come between what the first one says."""
+        if self.store is None:
+            return self
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_seconds))
+        return replace(self, device="cpu", group=group, store=dist.PrefixStore("aside", self.store.clone()))
 
     def close(self) -> None:
         """Leave the others; the process can talk to nobody after."""

@@ -50,6 +50,22 @@ class Local:
 
 
 @dataclass(frozen=True)
+class Sharding:
+    """How processes hold networks in parts (FSDP2).
+
+    Args:
+        recompute: whether blocks run again in the backward pass instead of keeping what it needs.
+        offload_frozen: whether frozen networks rest in the memory of the CPU, from which a block comes when it runs.
+        bfloat16: whether weights travel and compute in bfloat16; those that move are kept, and their gradients added
+            up, in float32. Inputs are not cast, for a time in bfloat16 is known to 1/256.
+    """
+
+    recompute: bool = False
+    offload_frozen: bool = False
+    bfloat16: bool = False
+
+
+@dataclass(frozen=True)
 class Work:
     """How the batch of a step is shared out.
 
