@@ -14,7 +14,7 @@ import two_stages
 
 from hidistill.cli import described
 from hidistill.train.checkpoint import Best
-from hidistill.train.distributed.ranks import LostRank, join
+from hidistill.train.distributed.ranks import ALONE, LostRank, join
 from hidistill.train.distributed.watch import GIVEN_UP
 from hidistill.train.distributed.work import Sharding, Work
 from hidistill.train.driver import execute
@@ -82,6 +82,7 @@ def main(
         return {"weight": float(sum(weights.float().abs().sum() for weights in state_of(student).values()))}
 
     experiment = replace(experiment, batch_at=batch_at, probe=probe, probe_every=probe_every)
+    ranks = ALONE
     try:
         ranks = join("cpu", timeout_seconds=timeout)
         execute(
@@ -95,7 +96,6 @@ def main(
             background=background,
             best=best and Best(best),
         )
-        ranks.close()
     except Terminated:
         return 143
     except LostRank as error:
@@ -104,6 +104,8 @@ def main(
     except (ValueError, OSError, ArithmeticError) as error:
         os.write(2, described(error).encode())
         return 2
+    finally:
+        ranks.close()
     return 0
 
 

@@ -182,9 +182,21 @@ class Ranks:
         return replace(self, device="cpu", group=group, store=dist.PrefixStore("aside", self.store.clone()))
 
     def close(self) -> None:
-        """Leave the others; the process can talk to nobody after."""
-        if self.count > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        """Leave the others; the process can talk to nobody after.
+
+        The first process, in which the store may lie, leaves last: the others may still have to read there why.
+        """
+        if self.store is None:
+            return
+        try:
+            left = self.store.add("left", 1)
+            until = time.monotonic() + POLL_SECONDS
+            while self.first and left < self.count and time.monotonic() < until:
+                time.sleep(0.01)
+                left = self.store.add("left", 0)
+        except RuntimeError:  # the store is gone, and with it whoever could miss this process
+            return
+        dist.destroy_process_group()
 
 
 ALONE = Ranks()

@@ -60,7 +60,9 @@ def shard(module: nn.Module, mesh: DeviceMesh, sharding: Sharding, *, frozen: bo
     offload: OffloadPolicy = OffloadPolicy()
     if frozen and sharding.offload_frozen:
         offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda")
+    # Also of the outermost module, which else stays whole, and whose parameters would not hear that they are to move.
     settings: dict[str, Any] = {"mesh": mesh, "offload_policy": offload, "mp_policy": precision(sharding)}
+    settings["reshard_after_forward"] = True
     for block in blocks(module):
         if sharding.recompute and not frozen:
             block.forward = Again(block)  # type: ignore[method-assign]
