@@ -188,6 +188,9 @@ def load(folder: Path, experiment: Experiment, *, recipe: str, ranks: Ranks = AL
         raise CheckpointError(f"checkpoint {folder} is of another experiment: {error}; use another --out") from error
     for name, average in stage.averages.items():
         average.updates = state["averages"][name]
+    for name, update in stage.updates.items():
+        if update.spikes is not None and name in state.get("spikes", {}):
+            update.spikes.load(state["spikes"][name])
     return position
 
 

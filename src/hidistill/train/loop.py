@@ -104,9 +104,9 @@ def steps(
                 precision=precision,
                 work=work,
             )
-            scalars = descent(batch, averaging[name])
+            scalars, moved = descent(batch, averaging[name])
             metrics |= {f"{name}/{key}": value for key, value in scalars.items()}
-            for average in followers[name]:
+            for average in followers[name] if moved else ():
                 stage.averages[average].update()
         yield StepReport(step, metrics)
 
@@ -139,20 +139,23 @@ class Descent:
     precision: Precision
     work: Work
 
-    def __call__(self, batch: Batch, averaging: Averaging) -> dict[str, float]:
-        """Take the step; the scalars of its objective, over all rows."""
+    def __call__(self, batch: Batch, averaging: Averaging) -> tuple[dict[str, float], bool]:
+        """Take the step; the scalars of its objective, over all rows, and whether anything moved."""
         for parameter in self.update.parameters():
             parameter.requires_grad_(True)
         try:
             means = self.backward(batch, averaging)
-            norm = self.clip(averaging)
+            norm, spikes = self.clip(averaging), self.update.spikes
+            moves = spikes is None or spikes.admits(norm, where=self.where)
             factor = self.update.schedule(batch.step)
             for group in self.update.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
-            self.update.optimizer.step()
+            if moves:
+                self.update.optimizer.step()
         finally:
             rest(self.update)
-        return {"loss": means.pop("loss"), "gradient": norm} | means
+        counted = {} if spikes is None else {"skipped": float(spikes.skipped)}
+        return {"loss": means.pop("loss"), "gradient": norm} | counted | means, moves
 
     def backward(self, batch: Batch, averaging: Averaging) -> dict[str, float]:
         """Add up the gradients of all passes; the means of the objective's scalars."""

@@ -78,6 +78,9 @@ def take(
         "global_step": position.global_step,
         "averages": {name: average.updates for name, average in stage.averages.items()},
     }
+    watched = {name: update.spikes.state() for name, update in stage.updates.items() if update.spikes is not None}
+    if watched:
+        state["spikes"] = watched
     if score:
         state["score"] = dict(score)
     modules, optimizers = networks(experiment, stage), {name: each.optimizer for name, each in stage.updates.items()}

@@ -1,8 +1,12 @@
 """`hidistill train RECIPE`: a recipe is a function, and its keyword arguments are the options."""
 
 import ast
+import inspect
+import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_type_hints
 
 from rich.console import Console
 
@@ -37,7 +41,7 @@ def command(argv: Sequence[str]) -> int:
         raise ValueError(f"{argv[0]!r} came before the recipe; write hidistill train RECIPE {argv[0]} ...")
     from hidistill.cli.lookup import find
     from hidistill.cli.options import parse
-    from hidistill.cli.running import carry_out
+    from hidistill.cli.running import Settings, carry_out
 
     recipe = find(argv[0])
     out = (
@@ -46,12 +50,21 @@ def command(argv: Sequence[str]) -> int:
         "the run's folder; one that holds this run is taken up again.",
     )
     device = (str, "cpu", "where the networks run, e.g. cuda; a run may be taken up on another one.")
-    passes = (int, 1, "in how many passes a process takes its rows of a batch: less memory for the same step.")
-    timeout = (float, 600.0, "seconds after which a process that does not answer is given up, under torchrun.")
-    extra = {"out": out, "device": device, "passes": passes, "timeout_seconds": timeout}
+    extra = {"out": out, "device": device} | settings_options(Settings)
     arguments = parse(recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra=extra)
-    settings = {name: arguments.pop(name) for name in extra}
-    return carry_out(recipe, arguments, settings.pop("out"), **settings)
+    place, where = arguments.pop("out"), arguments.pop("device")
+    settings = Settings(**{each.name: arguments.pop(each.name) for each in fields(Settings)})
+    return carry_out(recipe, arguments, place, device=where, settings=settings)
+
+
+def settings_options(settings: type) -> dict[str, tuple[Any, Any, str]]:
+    """The fields of a record as options: type, default, and help from its docstring."""
+    lines = (inspect.getdoc(settings) or "").partition("Args:\n")[2]
+    helps = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", lines, re.MULTILINE))
+    kinds = get_type_hints(settings)
+    return {
+        each.name: (kinds[each.name], each.default, " ".join(helps[each.name].split())) for each in fields(settings)
+    }
 
 
 def folder_name(recipe: str) -> str:
