@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from hidistill.types import Batch
+
 Reduction = Literal["sum", "max"]
 
 
@@ -91,6 +93,23 @@ def everywhere(x: Tensor, how: Reduction = "sum") -> Tensor:
     Without gradient. Passes of one process follow one another, so their rows are not among them.
     """
     return current().reduce(x, how)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Batches of which each process reads its own rows alone: a function of the step that is given as two.
+
+    Args:
+        pick: what the rows of a step are, a tensor with one entry for each.
+        take: the batch of some of these entries, for a step. An entry's row must not depend on the others.
+    """
+
+    pick: Callable[[int], Tensor]
+    take: Callable[[Tensor, int], Batch]
+
+    def __call__(self, step: int) -> Batch:
+        """The whole batch of a step."""
+        return self.take(self.pick(step), step)
 
 
 def enlarged(like: Tensor, share: Share) -> Tensor:

@@ -32,6 +32,7 @@ class Settings:
 
     Args:
         passes: in how many passes a process takes its rows of a batch: less memory for the same step.
+        workers: threads that read batches ahead.
         sharded: each process holds a part of every network (FSDP2); needs torchrun.
         recompute: with --sharded, blocks run again in the backward pass rather than keep what it needs.
         offload_frozen: with --sharded, frozen networks rest in the memory of the CPU.
@@ -45,6 +46,7 @@ class Settings:
     """
 
     passes: int = 1
+    workers: int = 0
     sharded: bool = False
     recompute: bool = False
     offload_frozen: bool = False
@@ -94,7 +96,7 @@ def carry_out(
     ranks = join(device, timeout_seconds=settings.timeout_seconds)
     try:
         with nullcontext() if ranks.first else silence():
-            return together(recipe, arguments, out, Work(ranks, settings.passes), settings)
+            return together(recipe, arguments, out, Work(ranks, settings.passes, settings.workers), settings)
     except (Agreed, NonFinite, CheckpointError):
         if ranks.first:
             raise

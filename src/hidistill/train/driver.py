@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hidistill import __version__, weights
-from hidistill.path import on
 from hidistill.train import checkpoint
 from hidistill.train.checkpoint import Best, CheckpointError, DamagedCheckpoint
-from hidistill.train.distributed.ranks import LostRank, Ranks, likeness, refuse_unshared, split
+from hidistill.train.distributed.feed import Feed, own_rows
+from hidistill.train.distributed.ranks import LostRank, Ranks, likeness, refuse_unshared
 from hidistill.train.distributed.watch import Watch
 from hidistill.train.distributed.work import Averaging, Sharding, Work
 from hidistill.train.experiment import Experiment
@@ -110,7 +110,7 @@ def execute(
     ranks.agree(likeness({"recipe": recipe, "arguments": plainly(arguments), "passes": work.passes}))
     folder.mkdir(parents=True, exist_ok=True)
     refuse_unshared(folder, ranks)
-    split(len(experiment.batch_at(0).x), ranks.count * work.passes, processes=ranks.count)
+    own_rows(experiment.batch_at, 0, ranks, passes=work.passes)  # refuses before anything is written what cannot be
 
     def enter() -> bool:
         lock.enter_context(locked(folder))
@@ -138,6 +138,7 @@ def execute(
         finally:
             run.watch.close()
             run.saver.close()
+            run.feed.close()
             if ranks.first:
                 run.journal.close()
 
@@ -203,6 +204,7 @@ class Run:
         self.position, self.saved = Position(), None
         self.score: Mapping[str, float] = {}  # of the state in memory
         self.whole = False  # whether memory holds the state at `position`, rather than one within a step
+        self.feed = Feed(experiment.batch_at, work.ranks, passes=work.passes, device=device, workers=work.workers)
         self.watch = Watch(work.ranks, work.ranks.timeout_seconds)
         self.clock = Clock(experiment.stages, experiment.probe_every if experiment.probe else 0)
 
@@ -281,7 +283,7 @@ class Run:
     def batch(self, stage: Stage, step: int, offset: int) -> Batch:
         """The batch of a step, which begins."""
         self.watch.step(f"step {step} of stage {stage.name!r}")
-        return on(self.experiment.batch_at(offset + step), self.device)
+        return self.feed(offset + step)
 
     def advance(self, stage: Stage, reports: Iterator[StepReport], noted: Patience) -> None:
         """Take the steps that are left of a stage."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from hidistill.parted import whole
 from hidistill.path import part_of
 from hidistill.seeds import fold_in
-from hidistill.share import holding
-from hidistill.train.distributed.ranks import named, split
+from hidistill.share import Share, holding
+from hidistill.train.distributed.ranks import named
 from hidistill.train.distributed.work import Averaging, Tally, Work
 from hidistill.train.stage import Stage, Update
 from hidistill.types import Batch
@@ -75,10 +75,17 @@ def steps(
     goes on from a saved step is the run that was not interrupted. Processes and passes draw what one alone would, and
     take their rows of it.
 
+    Args:
+        stage: what is run.
+        batch_at: the batch of a step; where there are several processes, this one's rows of it.
+        seed: from which each step's is derived.
+        start: steps that are done.
+        precision: see `autocast`.
+        work: how batches are shared out.
+
     Raises:
         NonFinite: if a loss or gradient is not finite, in all processes; nothing has moved in that update.
         RuntimeError: if a parameter that should move gets no gradient.
-        ValueError: if a batch cannot be shared out.
     """
     for update in stage.updates.values():
         for parameter in update.parameters():
@@ -92,7 +99,6 @@ def steps(
             average.reset()
     for step in range(start, stage.steps):
         batch = replace(batch_at(step), step=step)
-        split(len(batch.x), work.ranks.count * work.passes, processes=work.ranks.count)
         metrics: dict[str, float] = {}
         for name, update in stage.updates.items():
             if (step + 1) % update.every:
@@ -159,13 +165,13 @@ class Descent:
 
     def backward(self, batch: Batch, averaging: Averaging) -> dict[str, float]:
         """Add up the gradients of all passes; the means of the objective's scalars."""
-        tally, shares = Tally(self.work), self.work.shares
-        for share in shares:
-            last = share is shares[-1]
+        tally, passes = Tally(self.work), self.work.passes
+        for number in range(passes):
+            share, last = self.work.ranks.share(number, passes), number == passes - 1
             torch.manual_seed(self.seed)
             with holding(share):
                 with autocast(self.precision, batch.x.device.type):
-                    loss = self.update.objective(part_of(batch, share))
+                    loss = self.update.objective(part_of(batch, Share(number, passes)))
                 value = tally.add(share, loss.value, loss.metrics)
                 if last:
                     tally.send()

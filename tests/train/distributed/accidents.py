@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import reading
 import small_run
 import torch
 import two_stages
 
 from hidistill.cli import described
+from hidistill.share import Drawn
 from hidistill.train.checkpoint import Best
 from hidistill.train.distributed.ranks import ALONE, LostRank, join
 from hidistill.train.distributed.watch import GIVEN_UP
@@ -41,10 +43,10 @@ def terminate():
 HAPPENINGS = {"die": die, "hang": hang, "stop": stop, "terminate": terminate}
 
 
-def main(
+def main(  # noqa: C901 -- a list of what may happen
     rank, *, folder, what="two_stages", steps=20, passes=1, checkpoint_every=1000, timeout=60.0, at=None,
     happens=None, to=0, folders=None, slow=0.0, rows=16, sharding=None, background=False, best=None,
-    probe_every=0, **more,
+    probe_every=0, workers=0, **more,
 ):  # fmt: skip
     """One process of a run of `small_run` or `two_stages`.
 
@@ -61,7 +63,9 @@ def main(
         rows: of a batch.
     """
     torch.set_num_threads(1)
-    experiment = {"two_stages": two_stages.build, "small": small_run.build}[what](steps, **more)
+    experiment = {"two_stages": two_stages.build, "small": small_run.build, "reading": reading.build}[what](
+        steps, **{name: f"{value}-{rank}" if name == "log" else value for name, value in more.items()}
+    )
     source = experiment.batch_at
 
     def batch_at(step):
@@ -81,7 +85,13 @@ def main(
         student = experiment.modules["student"]
         return {"weight": float(sum(weights.float().abs().sum() for weights in state_of(student).values()))}
 
-    experiment = replace(experiment, batch_at=batch_at, probe=probe, probe_every=probe_every)
+    def take(picked, step):
+        if step == at and to in (rank, -1):
+            HAPPENINGS[happens]()
+        return source.take(picked, step)
+
+    drawn = Drawn(source.pick, take) if isinstance(source, Drawn) else batch_at
+    experiment = replace(experiment, batch_at=drawn, probe=probe, probe_every=probe_every)
     ranks = ALONE
     try:
         ranks = join("cpu", timeout_seconds=timeout)
@@ -91,7 +101,7 @@ def main(
             recipe=f"tests.{what}",
             arguments={"steps": steps},
             checkpoint_every=checkpoint_every,
-            work=Work(ranks, passes),
+            work=Work(ranks, passes, workers),
             sharding=None if sharding is None else Sharding(**sharding),
             background=background,
             best=best and Best(best),

@@ -72,22 +72,19 @@ class Work:
     Args:
         ranks: the processes; each has its rows of every batch.
         passes: in which a process takes its rows, one after the other: less memory for the same step.
+        workers: threads that read batches ahead.
         averaging: of an update's gradients over processes; None where each process has whole copies of the networks.
     """
 
     ranks: Ranks = ALONE
     passes: int = 1
+    workers: int = 0
     averaging: Callable[[Sequence[Tensor]], Averaging] | None = None
 
     def __post_init__(self) -> None:
         """Refuse no passes."""
         if self.passes < 1:
             raise ValueError(f"passes={self.passes}: a batch is taken in 1 pass or more; 1 takes it at once")
-
-    @property
-    def shares(self) -> Sequence[Share]:
-        """What this process has of a batch, pass by pass."""
-        return [self.ranks.share(number, self.passes) for number in range(self.passes)]
 
     def averages(self, parameters: Sequence[Tensor]) -> Averaging:
         """What averages the gradients of these parameters."""
