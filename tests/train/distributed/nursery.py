@@ -53,7 +53,8 @@ def child(run, rank, port, errors):
     status = 1
     try:
         status = accidents.main(
-            rank, **{name: value for name, value in run.items() if name not in ("count", "port", "only", "patience")}
+            rank,
+            **{name: value for name, value in run.items() if name not in ("count", "port", "only", "patience", "kill")},
         )
     except BaseException:
         traceback.print_exc()
@@ -66,27 +67,37 @@ def carry_out(run, folder, number):
     port, children = run.get("port") or free_port(), {}
     mine = range(run.get("count", 1)) if "only" not in run else [run["only"]]
     for rank in mine:
-        errors = folder / f"{number}-{rank}"
         pid = os.fork()
         if not pid:
-            child(run, rank, port, errors)
+            child(run, rank, port, folder / f"{number}-{rank}")
         children[pid] = rank
-    ended, began, ended_first = {}, time.monotonic(), None
+    ended = wait(children, run)
+    return [{"status": ended[rank], "error": (folder / f"{number}-{rank}").read_text()} for rank in mine]
+
+
+def wait(children, run):
+    """How each of the processes ended, by rank; some are killed on the way, if the run says so."""
+    ended, began, failed, killing = {}, time.monotonic(), None, run.get("kill")
+
+    def kill(to):
+        for pid, rank in children.items():
+            if rank not in ended and to in (rank, -1):
+                os.kill(pid, signal.SIGKILL)
+
     while len(ended) < len(children):
         pid, status = os.waitpid(-1, os.WNOHANG)
         now = time.monotonic()
         if pid:
             ended[children[pid]] = os.waitstatus_to_exitcode(status)
-            if status and ended_first is None:
-                ended_first = now
+            failed = now if status and failed is None else failed
             continue
-        patience = run.get("patience", 15.0)
-        if (ended_first is not None and now - ended_first > patience) or now - began > SECONDS:
-            for pid, rank in children.items():
-                if rank not in ended:
-                    os.kill(pid, signal.SIGKILL)
+        if killing and now - began > killing["after"]:
+            kill(killing["to"])
+            killing = None
+        if (failed is not None and now - failed > run.get("patience", 15.0)) or now - began > SECONDS:
+            kill(-1)
         time.sleep(0.01)
-    return [{"status": ended[rank], "error": (folder / f"{number}-{rank}").read_text()} for rank in mine]
+    return ended
 
 
 if __name__ == "__main__":
