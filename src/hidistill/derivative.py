@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from hidistill.path import per_row, rows_of
+from hidistill.share import anywhere
 from hidistill.types import Cond, Points, Student, Times
 
 Dual = tuple[Tensor, Tensor | None]
@@ -93,7 +94,8 @@ class Central:
         near, far = -second / (first * (first - second)), -first / (second * (second - first))
         du = per_row(near, x_t) * u_at(first) + per_row(far, x_t) * u_at(second)
         ends = (~central).nonzero()[:, 0]
-        if len(ends):
+        if anywhere(len(ends) > 0):
+            ends = ends if len(ends) else ends.new_zeros(1)  # a central row, where the weight below vanishes
             here = student.mean_velocity(x_t[ends], t=t[ends], r=r[ends], cond=rows_of(cond, ends))
             du = du.index_add(0, ends, -per_row((near + far)[ends], here) * here)
         return du

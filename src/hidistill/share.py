@@ -8,6 +8,7 @@ While a share is held, random numbers of torch's default generator are those of 
 takes its rows. A step is then the same step whatever the number of shares, and no objective knows how many there are.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -95,6 +96,16 @@ def everywhere(x: Tensor, how: Reduction = "sum") -> Tensor:
     return current().reduce(x, how)
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether it is so in one of the processes; every process must come here.
+
+    Where networks are held in parts, all processes must call them equally often: what decides about a call is asked of
+    all, and who has no row for it takes one that does not count.
+    """
+    share = current()
+    return flag if share.processes == 1 else bool(share.reduce(torch.tensor(float(flag)), "max"))
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Batches of which each process reads its own rows alone: a function of the step that is given as two.
@@ -151,12 +162,13 @@ def bernoulli(share: Share, func: Callable, args: tuple, kwargs: dict) -> Tensor
 
 def dropout(share: Share, func: Callable, args: tuple, kwargs: dict) -> Tensor:
     """`dropout`, whose mask is then of the whole batch."""
-    x, p, training, inplace = (*args, *(kwargs.get(name) for name in ("p", "training", "inplace")[len(args) - 1 :]))
-    p, training = 0.5 if p is None else p, True if training is None else training
-    if not training or not 0.0 < p < 1.0 or not x.ndim:
+    bound = inspect.signature(F.dropout).bind(*args, **kwargs)
+    bound.apply_defaults()
+    x, p = bound.arguments["input"], bound.arguments["p"]
+    if not bound.arguments["training"] or not 0.0 < p < 1.0 or not x.ndim:
         return func(*args, **kwargs)
     factor = (share.of(torch.rand_like(enlarged(x, share))) >= p).to(x.dtype) / (1 - p)
-    return x.mul_(factor) if inplace else x * factor
+    return x.mul_(factor) if bound.arguments["inplace"] else x * factor
 
 
 Rule = Callable[[Share, Callable, tuple, dict], Tensor]

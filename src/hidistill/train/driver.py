@@ -16,7 +16,7 @@ from hidistill import __version__, weights
 from hidistill.train import checkpoint
 from hidistill.train.checkpoint import Best, CheckpointError, DamagedCheckpoint
 from hidistill.train.distributed.feed import Feed, own_rows
-from hidistill.train.distributed.ranks import LostRank, Ranks, likeness, refuse_unshared
+from hidistill.train.distributed.ranks import LostRank, Ranks, is_loss, likeness, refuse_unshared
 from hidistill.train.distributed.watch import Watch
 from hidistill.train.distributed.work import Averaging, Sharding, Work
 from hidistill.train.experiment import Experiment
@@ -279,6 +279,10 @@ class Run:
             ) from error
         except LostRank as error:
             raise LostRank(f"{error}. {self.watch.verdict()}") from error
+        except RuntimeError as error:
+            if self.work.ranks.count == 1 or not is_loss(error):
+                raise
+            raise LostRank(f"{self.work.ranks.lost(error)}. {self.watch.verdict()}") from error
 
     def batch(self, stage: Stage, step: int, offset: int) -> Batch:
         """The batch of a step, which begins."""

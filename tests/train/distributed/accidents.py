@@ -46,7 +46,7 @@ HAPPENINGS = {"die": die, "hang": hang, "stop": stop, "terminate": terminate}
 def main(  # noqa: C901 -- a list of what may happen
     rank, *, folder, what="two_stages", steps=20, passes=1, checkpoint_every=1000, timeout=60.0, at=None,
     happens=None, to=0, folders=None, slow=0.0, rows=16, sharding=None, background=False, best=None,
-    probe_every=0, workers=0, **more,
+    probe_every=0, workers=0, precision="float32", **more,
 ):  # fmt: skip
     """One process of a run of `small_run` or `two_stages`.
 
@@ -91,7 +91,7 @@ def main(  # noqa: C901 -- a list of what may happen
         return source.take(picked, step)
 
     drawn = Drawn(source.pick, take) if isinstance(source, Drawn) else batch_at
-    experiment = replace(experiment, batch_at=drawn, probe=probe, probe_every=probe_every)
+    experiment = replace(experiment, batch_at=drawn, probe=probe, probe_every=probe_every, precision=precision)
     ranks = ALONE
     try:
         ranks = join("cpu", timeout_seconds=timeout)

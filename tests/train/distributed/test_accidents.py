@@ -53,7 +53,7 @@ def test_a_dead_process_ends_the_others_at_once(runs):
     (one, other), _, _ = runs["die"]
     assert other["status"] == -9
     assert one["status"] == 75
-    assert "lost another process" in one["error"]
+    assert "lost another one" in one["error"]
     assert "process 1 (pid" in one["error"]
 
 

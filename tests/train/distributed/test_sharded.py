@@ -53,9 +53,16 @@ def test_four_processes_both_derivatives_and_every_setting(tmp_path, derivative)
 
 @pytest.mark.slow
 def test_weights_that_travel_in_bfloat16_are_near(tmp_path):
-    """The sketch alone, whose one-step losses stay within bfloat16's rounding of those in float32."""
+    """Under autocast, which rounds weights to bfloat16 before products in any case, and not those of sums."""
     runs = {"whole": {}, "near": {"count": 2, "sharding": {"bfloat16": True}}}
-    succeed([{"folder": tmp_path / name, "adversarial": False, **run} for name, run in runs.items()])
+    settings = {"adversarial": False, "precision": "bfloat16"}
+    *ends, (refused, _) = together(
+        [{"folder": tmp_path / name, **settings, **run} for name, run in runs.items()]
+        + [{"folder": tmp_path / "refused", **runs["near"]}]
+    )
+    assert [end["status"] for each in ends for end in each] == [0, 0, 0], ends
+    assert refused["status"] == 2
+    assert "the experiment's precision is float32; autocast must bring" in refused["error"]
     losses = [
         [line["student/loss"] for line in journal(tmp_path / name) if "student/loss" in line][:20] for name in runs
     ]

@@ -125,8 +125,9 @@ def parted_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, An
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def held(index: int, value: object) -> object:
-        same = isinstance(value, Tensor) and index < len(parameters) and value.shape == parameters[index].shape
-        return parted_like(value, parameters[index].detach()) if same and value.ndim else value
+        if not isinstance(value, Tensor) or not value.ndim or index >= len(parameters):
+            return value
+        return parted_like(value, parameters[index].detach()) if value.shape == parameters[index].shape else value
 
     states = {
         index: {key: held(index, value) for key, value in entries.items()} for index, entries in state["state"].items()

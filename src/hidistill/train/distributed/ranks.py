@@ -144,10 +144,14 @@ class Ranks:
         try:
             act()
         except RuntimeError as error:
-            raise LostRank(
-                f"rank {self.rank} of {self.count} lost another process ({first_line(error)}); what that one printed "
-                "says why. Run the same command again: it goes on from the last checkpoint"
-            ) from error
+            raise self.lost(error) from error
+
+    def lost(self, error: BaseException) -> LostRank:
+        """What to say when another process does not answer."""
+        return LostRank(
+            f"process {self.rank} of {self.count} lost another one ({first_line(error)}); what that one printed says "
+            "why. Run the same command again: it goes on from the last checkpoint"
+        )
 
     def agree(self, facts: Mapping[str, Any]) -> None:
         """Make sure that all processes have the same facts.
@@ -179,7 +183,7 @@ class Ranks:
         if self.store is None:
             return self
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_seconds))
-        return replace(self, device="cpu", group=group, store=dist.PrefixStore("aside", self.store.clone()))
+        return replace(self, device="cpu", group=group, store=dist.PrefixStore("aside", cloned(self.store)))
 
     def close(self) -> None:
         """Leave the others; the process can talk to nobody after.
@@ -316,6 +320,20 @@ def refuse_unshared(folder: Path, ranks: Ranks) -> None:
             f"{folder} of process 0 is not the folder that {named(blind)} have under that name; all processes of a run "
             "need one shared folder: give --out on a disk that every machine mounts, as an absolute path"
         )
+
+
+TALKING = ("gloo", "nccl", "pair closure", "connection closed by peer", "connection reset", "timed out waiting")
+"""Words of errors that torch raises, as plain ones, where processes talk in code that is not ours."""
+
+
+def is_loss(error: RuntimeError) -> bool:
+    """Whether an error means that another process is gone."""
+    return isinstance(error, dist.DistError) or any(words in str(error).lower() for words in TALKING)
+
+
+def cloned(store: dist.Store) -> dist.Store:
+    """A store for a second thread: one serves a thread at a time, and its wait may be long."""
+    return store.clone()  # type: ignore[attr-defined] -- not in torch's stubs
 
 
 def first_line(error: BaseException) -> str:

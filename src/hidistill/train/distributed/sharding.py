@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,11 @@ def apply(sharding: Sharding, experiment: Experiment, ranks: Ranks) -> None:
     Raises:
         ValueError: if a network cannot be held in parts.
     """
+    if sharding.bfloat16 and experiment.precision != "bfloat16":
+        raise ValueError(
+            f"weights are to travel in bfloat16, and the experiment's precision is {experiment.precision}; autocast must "
+            "bring inputs to the weights' type: use precision='bfloat16', or leave the weights in float32"
+        )
     mesh = init_device_mesh(ranks.device.partition(":")[0], (ranks.count,))
     averages = [average.module for stage in experiment.stages for average in stage.averages.values()]
     moved: dict[int, Tensor] = {}
@@ -92,7 +98,7 @@ class Again:
         own = type(self.block).forward
         if not torch.is_grad_enabled():
             return own(self.block, *args, **kwargs)
-        return checkpoint(own, self.block, *args, use_reentrant=False, **kwargs)
+        return checkpoint(partial(own, self.block, **kwargs), *args, use_reentrant=False)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from hidistill.train.distributed.ranks import Ranks
+from hidistill.train.distributed.ranks import Ranks, cloned
 
 GIVEN_UP = 75
 """Exit status of a run that another process has let down: EX_TEMPFAIL of sysexits.h, which asks to try again."""
@@ -53,7 +53,7 @@ class Watch:
     def run(self) -> None:
         """Tell where this process is; give up when a step takes too long."""
         assert self.ranks.store is not None
-        store = self.ranks.store.clone()  # a store serves one thread at a time, and another may wait for long
+        store = cloned(self.ranks.store)
         self.publish(store)
         while not self.ended.wait(self.interval):
             self.publish(store)
@@ -75,7 +75,7 @@ class Watch:
     def verdict(self, store: dist.Store | None = None) -> str:
         """Which process holds up the others, in words."""
         assert self.ranks.store is not None
-        store = store or self.ranks.store.clone()
+        store = store or cloned(self.ranks.store)
         try:
             before = self.entries(store)
             time.sleep(2 * self.interval)
