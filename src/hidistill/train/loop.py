@@ -227,6 +227,14 @@ class Descent:
         return largest
 
 
+def descend(
+    update: Update, batch: Batch, *, where: str, seed: int, precision: Precision = "float32"
+) -> dict[str, float]:
+    """One step of one optimizer, in one process, and the scalars of its objective; see `Descent`."""
+    descent = Descent(update=update, where=where, seed=seed, precision=precision, work=WHOLE)
+    return descent(batch, WHOLE.averages(update.parameters()))[0]
+
+
 def whole_norm(gradients: list[Tensor]) -> Tensor:
     """The norm of gradients, of which this process may hold a part."""
     norm = torch.nn.utils.get_total_norm(gradients)
