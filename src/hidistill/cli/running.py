@@ -15,8 +15,16 @@ from hidistill.train.experiment import Experiment
 STOPPED = 130
 
 
-def carry_out(recipe: Recipe, arguments: Mapping[str, Any], out: Path, *, device: str = "cpu") -> int:
-    """Build the experiment, run it with its progress shown, and show what it reached."""
+def carry_out(recipe: Recipe, arguments: Mapping[str, Any], out: Path, *, device: str = "cpu", **how: Any) -> int:  # noqa: ANN401 -- see below
+    """Build the experiment, run it with its progress shown, and show what it reached.
+
+    Args:
+        recipe: what is run.
+        arguments: of the recipe.
+        out: the run's folder.
+        device: where the networks run.
+        how: further arguments of `execute`.
+    """
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder, which may be new")
     refuse_device(device)
@@ -35,7 +43,7 @@ def carry_out(recipe: Recipe, arguments: Mapping[str, Any], out: Path, *, device
                     saved = event.global_step
                 tell(event)
 
-            execute(experiment, out, recipe=recipe.name, arguments=arguments, device=device, on_event=on_event)
+            execute(experiment, out, recipe=recipe.name, arguments=arguments, device=device, on_event=on_event, **how)
     except KeyboardInterrupt:
         left = f"stopped; the same command goes on from step {saved} of {experiment.total_steps}"
         Console(stderr=True).print(left, markup=False, highlight=False)

@@ -1,7 +1,7 @@
 """Carries out an experiment in a run folder, and takes it up again where it stopped."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,13 +12,18 @@ from hidistill import __version__, weights
 from hidistill.path import on
 from hidistill.train import checkpoint
 from hidistill.train.checkpoint import CheckpointError, DamagedCheckpoint, Position
+from hidistill.train.compiling import compile_passes
 from hidistill.train.experiment import Experiment
 from hidistill.train.folder import FINISHED, agree, locked, record_environment, renew, write_json
 from hidistill.train.journal import Journal
 from hidistill.train.loop import NonFinite, StepReport, steps
+from hidistill.train.meter import Loads, Meter, remembered
 from hidistill.train.pace import Clock
 from hidistill.train.patience import Patience, patience
+from hidistill.train.precision import set_products
+from hidistill.train.rates import peak
 from hidistill.train.stage import Stage
+from hidistill.train.trackers import Tracker, opened, refuse_unknown
 
 EventKind = Literal["start", "resume", "step", "probe", "stage", "checkpoint", "finish"]
 
@@ -60,6 +65,9 @@ def execute(
     keep: int = 2,
     device: str = "cpu",
     on_event: Callable[[Event], None] | None = None,
+    journals: Sequence[str] = (),
+    tf32: bool = False,
+    compiled: bool = False,
 ) -> None:
     """Run an experiment to its end in a folder; the same call again goes on where the last one stopped.
 
@@ -75,16 +83,22 @@ def execute(
         keep: number of checkpoints that are kept.
         device: where the networks run, e.g. cuda; a run may be taken up on another one.
         on_event: told about everything that happens.
+        journals: where scalars go beside metrics.jsonl: names of `trackers.TRACKERS`.
+        tf32: whether a GPU may make products of float32 in TF32; see `precision.set_products`.
+        compiled: whether the frozen networks and the fake score are compiled; see `compiling.compile_passes`.
 
     Raises:
-        ValueError: if the folder is in use, or holds another run, or its checkpoints cannot be used; or if there is no
-            such device.
+        ValueError: if the folder is in use, or holds another run, or its checkpoints cannot be used; if there is no
+            such device; or if a journal is unknown or its package missing.
         NonFinite: if a loss or gradient is not finite; names the last good checkpoint.
         OSError: if a checkpoint cannot be written; the one before it is intact.
     """
     if checkpoint_every < 1 or keep < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every} and keep={keep}: both must be at least 1")
     refuse_device(device)
+    refuse_unknown(journals)
+    refuse_paper(experiment)
+    set_products(tf32=tf32)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         agree(folder, recipe=recipe, arguments=arguments, extendable=experiment.extendable)
@@ -100,6 +114,10 @@ def execute(
         run.take_up()
         try:
             renew(folder, arguments)
+            about = {"recipe": recipe, **arguments}
+            if compiled:
+                compile_passes(experiment)
+            run.trackers += opened(journals, folder, step=run.position.global_step, about=about)
             while run.position.stage < len(experiment.stages):
                 run.carry_on()
             if experiment.finish is not None:
@@ -107,7 +125,23 @@ def execute(
             write_json(folder / FINISHED, {"global_step": run.position.global_step})
             run.tell("finish", message=str(folder))
         finally:
+            for tracker in run.trackers:
+                tracker.close()
             run.journal.close()
+
+
+def refuse_paper(experiment: Experiment) -> None:
+    """Refuse networks that have shapes and no numbers.
+
+    Raises:
+        ValueError: naming the role.
+    """
+    for role, module in {**experiment.modules, **experiment.frozen}.items():
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ValueError(
+                f"the {role} has shapes and no numbers: it is there to be planned (`hidistill doctor RECIPE`), not "
+                "to be trained; give a recipe that reads or makes a teacher"
+            )
 
 
 def refuse_device(device: str) -> None:
@@ -147,13 +181,16 @@ class Run:
         self.position, self.saved = Position(), None
         self.whole = False  # whether memory holds the state at `position`, rather than one within a step
         self.clock = Clock(experiment.stages, experiment.probe_every if experiment.probe else 0)
+        self.trackers: list[Tracker] = []
+        self.loads: Loads = {}
 
     def take_up(self) -> None:
         """Load the newest checkpoint that can be used, if there is any, and open the journal at its step."""
         for module in self.experiment.modules.values():
             module.requires_grad_(False)
         self.experiment.to(self.device)
-        notes = [*self.experiment.notes, record_environment(self.folder, self.device)]
+        self.loads, uncounted = remembered(self.experiment, self.folder / "work.json")
+        notes = [*self.experiment.notes, record_environment(self.folder, self.device), uncounted]
         root = self.folder / "checkpoints"
         checkpoint.recover(root)
         candidates, passed_over = checkpoint.newest_first(root), []
@@ -186,16 +223,19 @@ class Run:
         """
         index = self.position.stage
         stage, offset = self.experiment.stages[index], self.experiment.offset(index)
+        meter = Meter(
+            self.loads.get(stage.name, {}), peak=peak(self.experiment.precision, self.device), device=self.device
+        )
         reports = steps(
             stage,
-            lambda step: on(self.experiment.batch_at(offset + step), self.device),
+            meter.timed(lambda step: on(self.experiment.batch_at(offset + step), self.device)),
             seed=self.experiment.seed,
             start=self.position.step,
             precision=self.experiment.precision,
         )
         try:
             with patience() as noted:
-                self.advance(stage, reports, noted)
+                self.advance(stage, reports, noted, meter)
                 self.whole = False
                 self.end(stage)
                 if noted.asked:
@@ -209,7 +249,7 @@ class Run:
                 f"{error}; the last good checkpoint is {self.saved or 'none: there was none yet'}"
             ) from error
 
-    def advance(self, stage: Stage, reports: Iterator[StepReport], noted: Patience) -> None:
+    def advance(self, stage: Stage, reports: Iterator[StepReport], noted: Patience, meter: Meter) -> None:
         """Take the steps that are left of a stage."""
         index, offset, began = self.position.stage, self.experiment.offset(self.position.stage), time.perf_counter()
         for report in reports:
@@ -217,7 +257,7 @@ class Run:
             self.position, self.whole = Position(index, done, offset + done), True
             seconds = time.perf_counter() - began
             self.clock.paces[index].add(seconds)
-            self.note("step", report.metrics, seconds)
+            self.note("step", report.metrics, seconds, pace=meter.read(done, seconds))
             self.tell("step", report.metrics)
             if done < stage.steps:
                 if self.experiment.probe_every and done % self.experiment.probe_every == 0:
@@ -272,12 +312,23 @@ class Run:
         """Name of the stage at the position; behind the last stage its name."""
         return self.experiment.stages[min(self.position.stage, len(self.experiment.stages) - 1)].name
 
-    def note(self, kind: str, scalars: Mapping[str, object], seconds: float = 0.0) -> None:
-        """Write a line into the journal."""
+    def note(
+        self,
+        kind: str,
+        scalars: Mapping[str, object],
+        seconds: float = 0.0,
+        pace: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write a line into the journal, and its numbers into the others."""
         at = self.position
+        written = dict(scalars) | ({"pace": pace} if pace else {})
         self.journal.write(
-            kind, stage=self.stage_name, step=at.step, global_step=at.global_step, seconds=seconds, scalars=scalars
+            kind, stage=self.stage_name, step=at.step, global_step=at.global_step, seconds=seconds, scalars=written
         )
+        numbers = {f"{self.stage_name}/{k}": v for k, v in scalars.items() if isinstance(v, float)}
+        numbers |= {f"pace/{name}": value for name, value in (pace or {}).items()}
+        for tracker in self.trackers if numbers else ():
+            tracker.log(numbers, step=at.global_step)
 
     def tell(self, kind: EventKind, metrics: Mapping[str, float] | None = None, message: str = "") -> None:
         """Pass an event on."""

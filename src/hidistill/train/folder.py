@@ -15,6 +15,7 @@ import torch
 
 from hidistill import __version__
 from hidistill.files import exclusive, whole
+from hidistill.train.precision import products
 
 FINISHED = "finished"
 ABSENT = "(absent)"
@@ -121,6 +122,7 @@ def environment(device: str) -> dict[str, Any]:
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "float32_products": products(),
         "git": git_state(Path(__file__).parent),
     }
 

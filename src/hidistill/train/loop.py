@@ -117,7 +117,7 @@ def descend(update: Update, batch: Batch, *, step: int, where: str, precision: P
         update.optimizer.step()
     finally:
         rest(update)
-    return {"loss": value.item(), "gradient": norms} | {key: scalar.item() for key, scalar in loss.metrics.items()}
+    return {"loss": value.item(), **norms} | {key: scalar.item() for key, scalar in loss.metrics.items()}
 
 
 def rest(update: Update) -> None:
@@ -127,9 +127,13 @@ def rest(update: Update) -> None:
         parameter.requires_grad_(False)
 
 
-def clip(update: Update, where: str) -> float:
-    """Clip each parameter group's gradient to the update's norm; the largest norm before that."""
-    largest = 0.0
+def clip(update: Update, where: str) -> dict[str, float]:
+    """Clip each parameter group's gradient to the update's norm.
+
+    Returns:
+        The largest norm before that as "gradient"; where groups have a "role", each one's as "gradient_ROLE".
+    """
+    norms: dict[str, float] = {"gradient": 0.0}
     for group in update.optimizer.param_groups:
         gradients: list[Tensor] = []
         for parameter in group["params"]:
@@ -140,5 +144,7 @@ def clip(update: Update, where: str) -> float:
         if not math.isfinite(norm.item()):
             raise NonFinite(f"{where}: the gradient's norm is {norm.item()} though the loss is finite")
         torch.nn.utils.clip_grads_with_norm_(group["params"], update.max_norm, norm)
-        largest = max(largest, norm.item())
-    return largest
+        norms["gradient"] = max(norms["gradient"], norm.item())
+        if "role" in group:
+            norms[f"gradient_{group['role']}"] = norm.item()
+    return norms

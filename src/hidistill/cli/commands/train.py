@@ -3,10 +3,11 @@
 import ast
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
-USAGE = """usage: hidistill train RECIPE [--out DIR] [--device DEVICE] [OPTIONS]
+USAGE = """usage: hidistill train RECIPE [--out DIR] [--device DEVICE] [--journal NAME ...] [--dry-run N] [OPTIONS]
 
 RECIPE is one of
 
@@ -45,10 +46,26 @@ def command(argv: Sequence[str]) -> int:
         "the run's folder; one that holds this run is taken up again.",
     )
     device = (str, "cpu", "where the networks run, e.g. cuda; a run may be taken up on another one.")
-    arguments = parse(
-        recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra={"out": out, "device": device}
+    journal = (
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...],
+        (),
+        "where scalars go beside metrics.jsonl; each is an extra of its name, stays on this machine and opens no port.",
     )
-    return carry_out(recipe, arguments, arguments.pop("out"), device=arguments.pop("device"))
+    tf32 = (bool, False, "whether a GPU may make products of float32 in TF32, which has 10 bits behind the point.")
+    compiles = (
+        bool,
+        False,
+        "compile the teacher and the fake score: minutes at the start, for less time in each step.",
+    )
+    dry_run = (int, 0, "print what each of so many processes would take, and start nothing; see hidistill doctor.")
+    extra = {"out": out, "device": device, "journal": journal, "tf32": tf32, "compile": compiles, "dry_run": dry_run}
+    arguments = parse(recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra=extra)
+    where, device, journals, tf32, compiled, dry_run = (arguments.pop(name) for name in extra)
+    if dry_run:
+        from hidistill.cli.planned import Setting, foretell
+
+        return foretell(recipe, arguments, Setting(processes=dry_run, device=device))
+    return carry_out(recipe, arguments, where, device=device, journals=journals, tf32=tf32, compiled=compiled)
 
 
 def folder_name(recipe: str) -> str:
