@@ -26,4 +26,4 @@ def set_products(*, tf32: bool) -> str:
 
 def products() -> str:
     """What products of float32 matrices on a GPU are made of now: "tf32" or "ieee"."""
-    return PRODUCTS[torch.backends.cuda.matmul.allow_tf32]
+    return PRODUCTS[bool(torch.backends.cuda.matmul.allow_tf32)]

@@ -75,11 +75,11 @@ class Rates:
     """
 
     machine: str
-    products: Mapping[Kind, Callable[[float], float]]
-    half: Mapping[Kind, Callable[[float], float]]
-    heavy: Callable[[float], float]
-    light: Callable[[float], float]
-    update: Callable[[float], float]
+    products: Mapping[Kind, Curve | Line]
+    half: Mapping[Kind, Curve | Line]
+    heavy: Curve | Line
+    light: Curve | Line
+    update: Curve | Line
     memory: float = 0.0
     link: float = 0.0
     between: float = 0.0
@@ -106,7 +106,7 @@ def measured(work: Sequence[Work] = (), *, precision: Precision = "float32", dev
         precision: of the run; bfloat16 is measured where it is asked for.
         device: what is measured.
     """
-    kinds = {op.kind for each in work for op in each.ops}
+    kinds: set[Kind] = {op.kind for each in work for op in each.ops}
     with torch.random.fork_rng(devices=[]):
         single = table_of(device, "float32", kinds)
         half = table_of(device, precision, kinds) if precision != "float32" else single
@@ -140,10 +140,9 @@ def datasheet(name: str, *, share: float = 1.0) -> Rates:
     if not 0 < share <= 1:
         raise ValueError(f"share={share}: of the maker's products a second; it must be in (0, 1]")
     sheet = DATASHEETS[name]
-    single, half = (
-        dict.fromkeys(("product", "convolution", "attention"), Line(share * rate, sheet.launch))
-        for rate in (sheet.single, sheet.half)
-    )
+    kinds: tuple[Kind, ...] = ("product", "convolution", "attention")
+    single: dict[Kind, Curve | Line] = dict.fromkeys(kinds, Line(share * sheet.single, sheet.launch))
+    half: dict[Kind, Curve | Line] = dict.fromkeys(kinds, Line(share * sheet.half, sheet.launch))
     memory = Line(sheet.bandwidth, sheet.launch)
     update = Line(sheet.bandwidth / (4 * NUMBERS_MOVED), 8 * sheet.launch)
     at = f" at {share:.0%} of its products a second" if share < 1 else ""
@@ -175,12 +174,12 @@ in one direction; between machines a network card of 400 (A100: 200) Gbit/s for 
 not on any sheet; it is the order of what kernels that do nothing take."""
 
 
-def table_of(device: str, precision: Precision, kinds: set[Kind]) -> dict[Kind, Callable[[float], float]]:
+def table_of(device: str, precision: Precision, kinds: set[Kind]) -> dict[Kind, Curve | Line]:
     """Curves of the kinds that consist of products."""
     kind = torch.float32 if precision == "float32" else torch.bfloat16
     sides = (32, 64, 128, 256, 512) if device == "cpu" else (64, 256, 1024, 4096)
     products = Curve([product(n, device, kind) for n in sides])
-    found: dict[Kind, Callable[[float], float]] = dict.fromkeys(("product", "convolution", "attention"), products)
+    found: dict[Kind, Curve | Line] = dict.fromkeys(("product", "convolution", "attention"), products)
     if "convolution" in kinds:
         found["convolution"] = Curve([convolution(n, device, kind) for n in (1, 8, 32)])
     if "attention" in kinds:
