@@ -135,6 +135,11 @@ def is_low_precision(x: Tensor) -> bool:
 
 def refuse_low_precision(x_t: Points) -> None:
     """Refuse differences below float32."""
+    if x_t.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        raise ValueError(
+            "Central came to a GPU whose products of float32 are made in TF32, of 10 bits; its differences need 23: "
+            "leave --tf32 out, or use Forward()"
+        )
     if is_low_precision(x_t) or torch.is_autocast_enabled(x_t.device.type):
         came = str(x_t.dtype) if is_low_precision(x_t) else f"autocast to {torch.get_autocast_dtype(x_t.device.type)}"
         raise ValueError(

@@ -87,16 +87,25 @@ def carry_out(
     *,
     device: str = "cpu",
     settings: Settings = USUAL,
+    **how: Any,  # noqa: ANN401 -- see below
 ) -> int:
     """Build the experiment, run it with its progress shown, and show what it reached.
 
     Started by torchrun, this is one of several processes that do so together; the first of them speaks.
+
+    Args:
+        recipe: what is run.
+        arguments: of the recipe.
+        out: the run's folder.
+        device: where the networks run.
+        settings: how it is carried out.
+        how: further arguments of `execute`.
     """
     refuse_device(device)
     ranks = join(device, timeout_seconds=settings.timeout_seconds)
     try:
         with nullcontext() if ranks.first else silence():
-            return together(recipe, arguments, out, Work(ranks, settings.passes, settings.workers), settings)
+            return together(recipe, arguments, out, Work(ranks, settings.passes, settings.workers), settings, **how)
     except (Agreed, NonFinite, CheckpointError):
         if ranks.first:
             raise
@@ -115,7 +124,14 @@ def silence() -> Iterator[None]:
         yield
 
 
-def together(recipe: Recipe, arguments: Mapping[str, Any], out: Path, work: Work, settings: Settings) -> int:
+def together(
+    recipe: Recipe,
+    arguments: Mapping[str, Any],
+    out: Path,
+    work: Work,
+    settings: Settings,
+    **how: Any,  # noqa: ANN401 -- further arguments of `execute`
+) -> int:
     """Do this process's part of a run."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; give a folder, which may be new")
@@ -138,7 +154,7 @@ def together(recipe: Recipe, arguments: Mapping[str, Any], out: Path, work: Work
 
             execute(
                 experiment, out, recipe=recipe.name, arguments=arguments, device=work.ranks.device, work=work,
-                on_event=on_event, **settings.execution,
+                on_event=on_event, **settings.execution, **how,
             )  # fmt: skip
     except KeyboardInterrupt as stop:
         left = f"stopped; the same command goes on from step {saved} of {experiment.total_steps}"

@@ -84,8 +84,8 @@ class Fool:
 
     def __call__(self, noised: Noised) -> Loss:
         """The loss per sample, mean over its logits."""
-        logits = self.discriminator(noised.probe.features, t=noised.t, cond=noised.cond)
-        return Loss(self.game.fool(logits.float()).mean(1), {"fool_logit": logits.detach().mean()})
+        logits = self.discriminator(noised.probe.features, t=noised.t, cond=noised.cond).float()
+        return Loss(self.game.fool(logits).mean(1), {"fool_logit": logits.detach().mean()})
 
 
 @dataclass(frozen=True)

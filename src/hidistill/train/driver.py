@@ -15,6 +15,7 @@ from torch import Tensor
 from hidistill import __version__, weights
 from hidistill.train import checkpoint
 from hidistill.train.checkpoint import Best, CheckpointError, DamagedCheckpoint
+from hidistill.train.compiling import compile_passes
 from hidistill.train.distributed.feed import Feed, own_rows
 from hidistill.train.distributed.ranks import LostRank, Ranks, is_loss, likeness, refuse_unshared
 from hidistill.train.distributed.watch import Watch
@@ -23,11 +24,15 @@ from hidistill.train.experiment import Experiment
 from hidistill.train.folder import FINISHED, agree, locked, plainly, record_environment, renew, write_json
 from hidistill.train.journal import Journal
 from hidistill.train.loop import WHOLE, NonFinite, StepReport, steps
+from hidistill.train.meter import Loads, Meter, remembered
 from hidistill.train.pace import Clock
 from hidistill.train.patience import Patience, interruption, patience
+from hidistill.train.precision import set_products
+from hidistill.train.rates import peak
 from hidistill.train.saving import Keeping, Saver
 from hidistill.train.snapshot import Position
 from hidistill.train.stage import Stage
+from hidistill.train.trackers import Tracker, opened, refuse_unknown
 from hidistill.types import Batch
 
 EventKind = Literal["start", "resume", "step", "probe", "stage", "checkpoint", "finish"]
@@ -74,6 +79,9 @@ def execute(
     best: Best | None = None,
     background: bool = False,
     on_event: Callable[[Event], None] | None = None,
+    journals: Sequence[str] = (),
+    tf32: bool = False,
+    compiled: bool = False,
 ) -> None:
     """Run an experiment to its end in a folder; the same call again goes on where the last one stopped.
 
@@ -95,15 +103,21 @@ def execute(
         best: a checkpoint that stays beside the newest ones.
         background: whether a thread writes checkpoints while training goes on.
         on_event: told about everything that happens.
+        journals: where scalars go beside metrics.jsonl: names of `trackers.TRACKERS`.
+        tf32: whether a GPU may make products of float32 in TF32; see `precision.set_products`.
+        compiled: whether the frozen networks and the fake score are compiled; see `compiling.compile_passes`.
 
     Raises:
-        ValueError: if the folder is in use, or holds another run, or its checkpoints cannot be used; or if there is no
-            such device.
+        ValueError: if the folder is in use, or holds another run, or its checkpoints cannot be used; if there is no
+            such device; or if a journal is unknown or its package missing.
         NonFinite: if a loss or gradient is not finite; names the last good checkpoint.
         OSError: if a checkpoint cannot be written; the one before it is intact.
     """
     keeping = Keeping(checkpoint_every, keep, best, background)
     refuse_device(device)
+    refuse_unknown(journals)
+    refuse_paper(experiment)
+    set_products(tf32=tf32)
     ranks = work.ranks
     if sharding is not None and ranks.count == 1:
         raise ValueError("networks are to be held in parts, by one process alone; start several with torchrun")
@@ -131,6 +145,11 @@ def execute(
         run.take_up()
         try:
             ranks.from_first("renew", lambda: renew(folder, arguments))
+            about = {"recipe": recipe, **arguments}
+            if compiled:
+                compile_passes(experiment)
+            if ranks.first:
+                run.trackers += opened(journals, folder, step=run.position.global_step, about=about)
             while run.position.stage < len(experiment.stages):
                 run.carry_on()
             run.finish()
@@ -139,8 +158,24 @@ def execute(
             run.watch.close()
             run.saver.close()
             run.feed.close()
+            for tracker in run.trackers:
+                tracker.close()
             if ranks.first:
                 run.journal.close()
+
+
+def refuse_paper(experiment: Experiment) -> None:
+    """Refuse networks that have shapes and no numbers.
+
+    Raises:
+        ValueError: naming the role.
+    """
+    for role, module in {**experiment.modules, **experiment.frozen}.items():
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ValueError(
+                f"the {role} has shapes and no numbers: it is there to be planned (`hidistill doctor RECIPE`), not "
+                "to be trained; give a recipe that reads or makes a teacher"
+            )
 
 
 def refuse_device(device: str) -> None:
@@ -207,6 +242,8 @@ class Run:
         self.feed = Feed(experiment.batch_at, work.ranks, passes=work.passes, device=device, workers=work.workers)
         self.watch = Watch(work.ranks, work.ranks.timeout_seconds)
         self.clock = Clock(experiment.stages, experiment.probe_every if experiment.probe else 0)
+        self.trackers: list[Tracker] = []
+        self.loads: Loads = {}
 
     def take_up(self) -> None:
         """Load the newest checkpoint that can be used, if there is any, and open the journal at its step."""
@@ -216,11 +253,12 @@ class Run:
         ranks, root = self.work.ranks, self.folder / "checkpoints"
         for module in self.experiment.modules.values():
             ranks.same_weights(module)
+        uncounted = ranks.from_first("loads", self.remember)
         self.work = replace(self.work, averaging=divide(self.experiment, self.sharding, ranks))
         self.saver = Saver(root, self.experiment, self.recipe, self.keeping, ranks)
         there = ranks.from_first("environment", lambda: record_environment(self.folder, self.device, self.work))
         ranks.from_first("recover", lambda: checkpoint.recover(root))
-        notes = [*self.experiment.notes, there]
+        notes = [*self.experiment.notes, there, uncounted]
         candidates, passed_over = checkpoint.newest_first(root), []
         for candidate in candidates:
             try:
@@ -253,9 +291,12 @@ class Run:
         """
         index = self.position.stage
         stage, offset = self.experiment.stages[index], self.experiment.offset(index)
+        meter = Meter(
+            self.loads.get(stage.name, {}), peak=peak(self.experiment.precision, self.device), device=self.device
+        )
         reports = steps(
             stage,
-            lambda step: self.batch(stage, step, offset),
+            meter.timed(lambda step: self.batch(stage, step, offset)),
             seed=self.experiment.seed,
             start=self.position.step,
             precision=self.experiment.precision,
@@ -263,7 +304,7 @@ class Run:
         )
         try:
             with patience() as noted:
-                self.advance(stage, reports, noted)
+                self.advance(stage, reports, noted, meter)
                 self.whole = False
                 self.end(stage)
                 if asked := self.work.ranks.most(noted.asked):
@@ -289,7 +330,7 @@ class Run:
         self.watch.step(f"step {step} of stage {stage.name!r}")
         return self.feed(offset + step)
 
-    def advance(self, stage: Stage, reports: Iterator[StepReport], noted: Patience) -> None:
+    def advance(self, stage: Stage, reports: Iterator[StepReport], noted: Patience, meter: Meter) -> None:
         """Take the steps that are left of a stage."""
         index, offset, began = self.position.stage, self.experiment.offset(self.position.stage), time.perf_counter()
         for report in reports:
@@ -300,7 +341,7 @@ class Run:
             self.saver.look(self.told)
             seconds = time.perf_counter() - began
             self.clock.paces[index].add(seconds)
-            self.note("step", report.metrics, seconds)
+            self.note("step", report.metrics, seconds, pace=meter.read(done, seconds))
             self.tell("step", report.metrics)
             asked = self.work.ranks.most(noted.asked)
             if done < stage.steps:
@@ -385,14 +426,30 @@ class Run:
         """Name of the stage at the position; behind the last stage its name."""
         return self.experiment.stages[min(self.position.stage, len(self.experiment.stages) - 1)].name
 
-    def note(self, kind: str, scalars: Mapping[str, object], seconds: float = 0.0) -> None:
-        """Write a line into the journal."""
+    def remember(self) -> str:
+        """Count what steps take, or read it where it was counted; in words why it could not be."""
+        self.loads, uncounted = remembered(self.experiment, self.folder / "work.json")
+        return uncounted
+
+    def note(
+        self,
+        kind: str,
+        scalars: Mapping[str, object],
+        seconds: float = 0.0,
+        pace: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write a line into the journal, and its numbers into the others."""
         if not self.work.ranks.first:
             return
         at = self.position
+        written = dict(scalars) | ({"pace": pace} if pace else {})
         self.journal.write(
-            kind, stage=self.stage_name, step=at.step, global_step=at.global_step, seconds=seconds, scalars=scalars
+            kind, stage=self.stage_name, step=at.step, global_step=at.global_step, seconds=seconds, scalars=written
         )
+        numbers = {f"{self.stage_name}/{k}": v for k, v in scalars.items() if isinstance(v, float)}
+        numbers |= {f"pace/{name}": value for name, value in (pace or {}).items()}
+        for tracker in self.trackers if numbers else ():
+            tracker.log(numbers, step=at.global_step)
 
     def tell(self, kind: EventKind, metrics: Mapping[str, float] | None = None, message: str = "") -> None:
         """Pass an event on."""

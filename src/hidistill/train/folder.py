@@ -16,6 +16,7 @@ import torch
 from hidistill import __version__
 from hidistill.files import exclusive, whole
 from hidistill.train.distributed.work import Work
+from hidistill.train.precision import products
 
 FINISHED = "finished"
 ABSENT = "(absent)"
@@ -125,6 +126,7 @@ def environment(device: str, work: Work) -> dict[str, Any]:
         "processes": work.ranks.count,
         "passes": work.passes,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "float32_products": products(),
         "git": git_state(Path(__file__).parent),
     }
 

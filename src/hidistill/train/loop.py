@@ -151,8 +151,8 @@ class Descent:
             parameter.requires_grad_(True)
         try:
             means = self.backward(batch, averaging)
-            norm, spikes = self.clip(averaging), self.update.spikes
-            moves = spikes is None or spikes.admits(norm, where=self.where)
+            norms, spikes = self.clip(averaging), self.update.spikes
+            moves = spikes is None or spikes.admits(norms["gradient"], where=self.where)
             factor = self.update.schedule(batch.step)
             for group in self.update.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
@@ -161,7 +161,7 @@ class Descent:
         finally:
             rest(self.update)
         counted = {} if spikes is None else {"skipped": float(spikes.skipped)}
-        return {"loss": means.pop("loss"), "gradient": norm} | counted | means, moves
+        return {"loss": means.pop("loss"), **norms} | counted | means, moves
 
     def backward(self, batch: Batch, averaging: Averaging) -> dict[str, float]:
         """Add up the gradients of all passes; the means of the objective's scalars."""
@@ -199,8 +199,11 @@ class Descent:
         name, value = type(self.update.objective).__name__, found[guilty[0]]["value"]
         raise NonFinite(f"{self.where}: the loss of {name} is {value} ({', '.join(words)})")
 
-    def clip(self, averaging: Averaging) -> float:
-        """Finish the gradients, and clip each parameter group's to the update's norm; the largest norm before that.
+    def clip(self, averaging: Averaging) -> dict[str, float]:
+        """Finish the gradients, and clip each parameter group's to the update's norm.
+
+        Returns:
+            The largest norm before that as "gradient"; where groups have a "role", each one's as "gradient_ROLE".
 
         Raises:
             NonFinite: if a norm is not finite.
@@ -209,7 +212,7 @@ class Descent:
         broken, lacking = averaging.finish(self.work.passes)
         if lacking:
             raise RuntimeError(f"{self.where}: a parameter got no gradient in {named(lacking)} of the run")
-        largest = 0.0
+        norms: dict[str, float] = {"gradient": 0.0}
         for group in self.update.optimizer.param_groups:
             gradients: list[Tensor] = []
             for parameter in group["params"]:
@@ -223,8 +226,10 @@ class Descent:
                     f"{self.where}: the gradient's norm is {norm.item()} though the loss is finite{culprits}"
                 )
             torch.nn.utils.clip_grads_with_norm_(group["params"], self.update.max_norm, norm)
-            largest = max(largest, norm.item())
-        return largest
+            norms["gradient"] = max(norms["gradient"], norm.item())
+            if "role" in group:
+                norms[f"gradient_{group['role']}"] = norm.item()
+        return norms
 
 
 def descend(

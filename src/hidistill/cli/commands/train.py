@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from rich.console import Console
 
-USAGE = """usage: hidistill train RECIPE [--out DIR] [--device DEVICE] [OPTIONS]
+USAGE = """usage: hidistill train RECIPE [--out DIR] [--device DEVICE] [--journal NAME ...] [--dry-run N] [OPTIONS]
        torchrun --nproc-per-node N -m hidistill train RECIPE [...]
 
 RECIPE is one of
@@ -50,11 +50,29 @@ def command(argv: Sequence[str]) -> int:
         "the run's folder; one that holds this run is taken up again.",
     )
     device = (str, "cpu", "where the networks run, e.g. cuda; a run may be taken up on another one.")
-    extra = {"out": out, "device": device} | settings_options(Settings)
-    arguments = parse(recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra=extra)
-    place, where = arguments.pop("out"), arguments.pop("device")
-    settings = Settings(**{each.name: arguments.pop(each.name) for each in fields(Settings)})
-    return carry_out(recipe, arguments, place, device=where, settings=settings)
+    journal = (
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...],
+        (),
+        "where scalars go beside metrics.jsonl; each is an extra of its name, stays on this machine and opens no port.",
+    )
+    tf32 = (bool, False, "whether a GPU may make products of float32 in TF32, which has 10 bits behind the point.")
+    compiles = (
+        bool,
+        False,
+        "compile the teacher and the fake score: minutes at the start, for less time in each step.",
+    )
+    dry_run = (int, 0, "print what each of so many processes would take, and start nothing; see hidistill doctor.")
+    extra = {"out": out, "device": device, "journal": journal, "tf32": tf32, "compile": compiles, "dry_run": dry_run}
+    options = settings_options(Settings)
+    arguments = parse(recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra=extra | options)
+    where, device, journals, tf32, compiled, dry_run = (arguments.pop(name) for name in extra)
+    settings = Settings(**{name: arguments.pop(name) for name in options})
+    if dry_run:
+        from hidistill.cli.planned import Setting, foretell
+
+        return foretell(recipe, arguments, Setting(processes=dry_run, device=device))
+    how = {"journals": journals, "tf32": tf32, "compiled": compiled}
+    return carry_out(recipe, arguments, where, device=device, settings=settings, **how)
 
 
 def settings_options(settings: type) -> dict[str, tuple[Any, Any, str]]:

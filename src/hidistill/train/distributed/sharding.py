@@ -37,8 +37,8 @@ def apply(sharding: Sharding, experiment: Experiment, ranks: Ranks) -> None:
     """
     if sharding.bfloat16 and experiment.precision != "bfloat16":
         raise ValueError(
-            f"weights are to travel in bfloat16, and the experiment's precision is {experiment.precision}; autocast must "
-            "bring inputs to the weights' type: use precision='bfloat16', or leave the weights in float32"
+            f"weights are to travel in bfloat16, and the experiment's precision is {experiment.precision}; autocast "
+            "must bring inputs to the weights' type: use precision='bfloat16', or leave the weights in float32"
         )
     mesh = init_device_mesh(ranks.device.partition(":")[0], (ranks.count,))
     averages = [average.module for stage in experiment.stages for average in stage.averages.values()]
