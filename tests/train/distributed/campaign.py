@@ -20,7 +20,7 @@ from nursery import together
 from safetensors.torch import load_file
 
 KINDS = {
-    "points": {"what": "small", "steps": 150, "checkpoint_every": 7, "slow": 0.01},
+    "points": {"what": "small", "steps": 100, "checkpoint_every": 7, "slow": 0.01},
     "both stages": {"what": "two_stages", "steps": 40, "checkpoint_every": 3},
 }
 MOMENTS = {"points": (0.15, 1.5), "both stages": (0.5, 4.0)}
