@@ -24,11 +24,11 @@ from hidistill.guidance import Guided
 from hidistill.recipes.stages import refine, sketch
 from hidistill.seeds import fold_in
 from hidistill.teachers.dit import DiT
-from hidistill.train.distributed.ranks import join
+from hidistill.train.distributed.joining import join
 from hidistill.train.distributed.work import Sharding, Work
-from hidistill.train.driver import divide
 from hidistill.train.experiment import Experiment
 from hidistill.train.loop import steps
+from hidistill.train.preparing import divide
 from hidistill.train.saving import Keeping, Saver
 from hidistill.train.snapshot import Position, take
 from hidistill.types import Batch

@@ -2,7 +2,6 @@
 
 import sys
 
-import torch
 from torch import Tensor
 
 
@@ -30,8 +29,3 @@ def parted_like(x: Tensor, like: Tensor) -> Tensor:
 
     placed = x.to(like.device)
     return distribute_tensor(placed, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
-
-
-def empty_like(x: Tensor) -> Tensor:
-    """Room for a tensor, held as it is."""
-    return torch.empty_like(x)

@@ -14,7 +14,8 @@ from hidistill.cli.lookup import Recipe
 from hidistill.cli.outcome import show
 from hidistill.cli.progress import display
 from hidistill.train.checkpoint import Best, CheckpointError
-from hidistill.train.distributed.ranks import Agreed, LostRank, join
+from hidistill.train.distributed.joining import join
+from hidistill.train.distributed.ranks import Agreed, LostRank
 from hidistill.train.distributed.watch import GIVEN_UP
 from hidistill.train.distributed.work import Sharding, Work
 from hidistill.train.driver import Event, execute, refuse_device

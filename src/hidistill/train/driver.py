@@ -2,24 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from shutil import copy, copytree
-from tempfile import TemporaryDirectory
-from typing import Literal
-
-import torch
-from torch import Tensor
 
 from hidistill import __version__, weights
 from hidistill.train import checkpoint
 from hidistill.train.checkpoint import Best, CheckpointError, DamagedCheckpoint
 from hidistill.train.compiling import compile_passes
 from hidistill.train.distributed.feed import Feed, own_rows
-from hidistill.train.distributed.ranks import LostRank, Ranks, is_loss, likeness, refuse_unshared
+from hidistill.train.distributed.ranks import LostRank, is_loss, likeness, refuse_unshared
 from hidistill.train.distributed.watch import Watch
-from hidistill.train.distributed.work import Averaging, Sharding, Work
+from hidistill.train.distributed.work import Sharding, Work
+from hidistill.train.events import Event, EventKind
 from hidistill.train.experiment import Experiment
 from hidistill.train.folder import FINISHED, agree, locked, plainly, record_environment, renew, write_json
 from hidistill.train.journal import Journal
@@ -28,41 +23,13 @@ from hidistill.train.meter import Loads, Meter, remembered
 from hidistill.train.pace import Clock
 from hidistill.train.patience import Patience, interruption, patience
 from hidistill.train.precision import set_products
+from hidistill.train.preparing import divide, refuse_device, refuse_paper, scratch
 from hidistill.train.rates import peak
 from hidistill.train.saving import Keeping, Saver
 from hidistill.train.snapshot import Position
 from hidistill.train.stage import Stage
 from hidistill.train.trackers import Tracker, opened, refuse_unknown
 from hidistill.types import Batch
-
-EventKind = Literal["start", "resume", "step", "probe", "stage", "checkpoint", "finish"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened, for whoever shows progress.
-
-    Args:
-        kind: start and resume come once, before the first step; stage when one has ended; finish at the very end.
-        stage: name of the stage.
-        step: steps of the stage that are done.
-        steps: steps that it has.
-        global_step: steps done over all stages.
-        total_steps: steps of all stages.
-        metrics: scalars of a step or a probe.
-        seconds_left: estimate for the steps and probes to come, without the final evaluation; None if unknown.
-        message: what a person should know: a damaged checkpoint was passed over, where a file was written.
-    """
-
-    kind: EventKind
-    stage: str
-    step: int
-    steps: int
-    global_step: int
-    total_steps: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    seconds_left: float | None = None
-    message: str = ""
 
 
 def execute(
@@ -162,58 +129,6 @@ def execute(
                 tracker.close()
             if ranks.first:
                 run.journal.close()
-
-
-def refuse_paper(experiment: Experiment) -> None:
-    """Refuse networks that have shapes and no numbers.
-
-    Raises:
-        ValueError: naming the role.
-    """
-    for role, module in {**experiment.modules, **experiment.frozen}.items():
-        if any(parameter.is_meta for parameter in module.parameters()):
-            raise ValueError(
-                f"the {role} has shapes and no numbers: it is there to be planned (`hidistill doctor RECIPE`), not "
-                "to be trained; give a recipe that reads or makes a teacher"
-            )
-
-
-def refuse_device(device: str) -> None:
-    """Refuse a device that this machine has not.
-
-    Raises:
-        ValueError: naming what is wrong with it.
-    """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without the device
-        first = str(error).splitlines()[0]
-        raise ValueError(
-            f"device={device!r}: {first}; `hidistill doctor` says what this machine has: use cpu, or cuda with a build "
-            "of torch for it"
-        ) from error
-
-
-def divide(
-    experiment: Experiment, sharding: Sharding | None, ranks: Ranks
-) -> Callable[[Sequence[Tensor]], Averaging] | None:
-    """Have each process hold its part of the networks, if that is wanted; what averages gradients then."""
-    if sharding is None:
-        return None
-    from hidistill.train.distributed.sharding import apply, averaging
-
-    apply(sharding, experiment, ranks)
-    return averaging
-
-
-@contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """A folder that looks like the run's, and into which nothing need be written."""
-    with TemporaryDirectory() as place:
-        for each in folder.iterdir():
-            if each.name != "checkpoints":
-                (copytree if each.is_dir() else copy)(each, Path(place) / each.name)
-        yield Path(place)
 
 
 class Run:

@@ -16,7 +16,8 @@ import two_stages
 from hidistill.cli import described
 from hidistill.share import Drawn
 from hidistill.train.checkpoint import Best
-from hidistill.train.distributed.ranks import ALONE, LostRank, join
+from hidistill.train.distributed.joining import join
+from hidistill.train.distributed.ranks import ALONE, LostRank
 from hidistill.train.distributed.watch import GIVEN_UP
 from hidistill.train.distributed.work import Sharding, Work
 from hidistill.train.driver import execute

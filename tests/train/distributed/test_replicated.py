@@ -122,7 +122,7 @@ def test_other_installations_are_refused(tmp_path):
 
 
 def test_wrong_variables_of_torchrun_are_refused():
-    from hidistill.train.distributed.ranks import join
+    from hidistill.train.distributed.joining import join
 
     whole = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for change, words in (

@@ -45,7 +45,6 @@ class Buckets:
     def __init__(self, parameters: Sequence[Tensor], ranks: Ranks) -> None:
         self.ranks, self.buckets, self.next, self.armed = ranks, divided(parameters), 0, False
         self.home = {id(parameter): bucket for bucket in self.buckets for parameter in bucket.parameters}
-        self.handles = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:

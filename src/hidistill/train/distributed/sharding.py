@@ -1,5 +1,6 @@
 """Networks of which each process holds a part: FSDP2, applied to modules as they are."""
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ def apply(sharding: Sharding, experiment: Experiment, ranks: Ranks) -> None:
         )
     mesh = init_device_mesh(ranks.device.partition(":")[0], (ranks.count,))
     averages = [average.module for stage in experiment.stages for average in stage.averages.values()]
+    # The answers of heads are views, and nothing writes into them; torch warns each time.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*", category=UserWarning)
     moved: dict[int, Tensor] = {}
     for module in (*experiment.modules.values(), *averages):
         moved |= shard(module, mesh, sharding)
