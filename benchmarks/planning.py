@@ -3,7 +3,7 @@
 python benchmarks/planning.py [--rounds 3]
 
 A round measures the machine's rates, foretells, and then times the steps; what is printed are medians over the rounds.
-Steps are timed on one thread by the processor's clock, which stands still while others have the processor: on an idle
+Both are told on one thread by the processor's clock, which stands still while others have the processor: on an idle
 machine it is the wall's.
 """
 
@@ -92,7 +92,7 @@ def times(cases: Cases, rounds: int) -> list[list[str]]:
         found: dict[str, list[tuple[float, float]]] = {}
         flops: dict[str, float] = {}
         for _ in range(rounds):
-            plans = plan(experiment, work, measured(works, precision=experiment.precision))
+            plans = plan(experiment, work, measured(works, precision=experiment.precision, clock=time.process_time))
             for each, real in zip(plans, seconds_of(experiment), strict=True):
                 found.setdefault(each.name, []).append((each.computing, real))
                 flops[each.name] = each.flops
