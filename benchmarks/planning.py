@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from hidistill.recipes import digits, fashion
+from hidistill.recipes import fashion
 from hidistill.scores import markdown
 from hidistill.train.counting import count
 from hidistill.train.experiment import Experiment
@@ -38,7 +38,6 @@ CASES: dict[str, Callable[[], Experiment]] = {
     "fashion.distill, batch 16": partial(fashion.distill, batch_size=16),
     "fashion.distill, batch 32": partial(fashion.distill, batch_size=32),
     "fashion.distill, batch 64": partial(fashion.distill, batch_size=64),
-    "digits.smoke": digits.smoke,
 }
 """What is foretold."""
 
