@@ -1,6 +1,9 @@
 """torch.compile for the passes that allow it: the frozen networks', and the fake score's."""
 
+import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,7 @@ def compile_passes(experiment: Experiment) -> list[str]:
     Returns:
         What was compiled, as role.method; it is traced at its first call.
     """
+    load_compiler()
     networks = dict(experiment.frozen)
     if FOLLOWING in experiment.modules:
         networks[FOLLOWING] = experiment.modules[FOLLOWING]
@@ -47,6 +51,14 @@ def compiled(method: Callable[..., object]) -> Callable[..., object]:
 
     run.plain = method  # type: ignore[attr-defined]
     return run
+
+
+@cache
+def load_compiler() -> None:
+    """Import torch's compiler, silently: it uses torch's own deprecated `torch.jit.script_method` and warns of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
+        import_module("torch._inductor.compile_fx")
 
 
 def tensors_in(values: tuple[object, ...]) -> Iterator[Tensor]:

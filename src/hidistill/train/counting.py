@@ -48,6 +48,7 @@ class Work:
     Args:
         ops: operations, with how often each comes.
         peak_bytes: most that is alive at once of what the update makes: activations, gradients, temporaries.
+        saved_bytes: what is alive of it when the loss is there, kept for the way back.
         moving: numbers that the optimizer moves.
         every: the update runs on each `every`-th step.
         tokens: tokens of a sample, as the longest attention has them; 0 without attention.
@@ -57,6 +58,7 @@ class Work:
 
     ops: Mapping[Op, int] = field(repr=False)
     peak_bytes: int
+    saved_bytes: int
     moving: int
     every: int
     tokens: int
@@ -147,6 +149,7 @@ def count_update(
             with tally:
                 with autocast(precision, "cpu"):
                     loss = objective(batch)
+                saved = tally.alive
                 gradients = torch.autograd.grad(loss.value.mean(), parameters)
         except Exception as error:  # a network may do anything, and none of it is a defect of the run
             raise Uncountable(
@@ -156,7 +159,7 @@ def count_update(
             ) from error
         del gradients
     rows, size = len(batch.x), sum(p.numel() for p in update.parameters())
-    return Work(tally.ops, tally.peak, size, update.every, tally.tokens, rows, averaged)
+    return Work(tally.ops, tally.peak, saved, size, update.every, tally.tokens, rows, averaged)
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:

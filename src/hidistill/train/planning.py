@@ -149,10 +149,10 @@ def memory_of(experiment: Experiment, work: Mapping[str, Work], *, states: int, 
     found["optimizers"] = states // parts
     gradients = {name: 4 * each.moving for name, each in work.items()}
     dearest = max(work, key=lambda name: work[name].peak_bytes)
-    activations = work[dearest].peak_bytes - gradients[dearest]
+    activations = max(work[dearest].peak_bytes - gradients[dearest], work[dearest].saved_bytes)
     if layout.sharded:
         found["gathered"] = 2 * max(largest_block(module) for module in roles.values())
-    return found | {"gradients": gradients[dearest] // parts, "activations": max(0, activations)}
+    return found | {"gradients": gradients[dearest] // parts, "activations": activations}
 
 
 def bytes_of(module: nn.Module) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hidistill.train.counting import Kind, Op, Work
 from hidistill.train.loop import Precision
 
+Clock = Callable[[], float]
 SECONDS = 0.03
 """That one point of a curve is measured for."""
 SIZES = (2**8, 2**12, 2**16, 2**20, 2**22)
@@ -56,6 +57,35 @@ class Line:
     def __call__(self, size: float) -> float:
         """Seconds for a size."""
         return self.launch + size / self.rate
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """Tells a call's seconds: the lower quartile of five or more, for what others take only adds.
+
+    Args:
+        clock: by which seconds are told.
+        wait: until a device has done what it was given.
+    """
+
+    clock: Clock
+    wait: Callable[[], None]
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        """Call, and call again."""
+        run()
+        taken: list[float] = []
+        while sum(taken) < SECONDS or len(taken) < 5:
+            self.wait()
+            began = self.clock()
+            run()
+            self.wait()
+            taken.append(self.clock() - began)
+        return sorted(taken)[len(taken) // 4]
+
+
+def nothing() -> None:
+    """Wait for nobody."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +128,30 @@ class Rates:
         return sum(count * self.seconds(op) for op, count in work.ops.items()) + self.update(float(work.moving))
 
 
-def measured(work: Sequence[Work] = (), *, precision: Precision = "float32", device: str = "cpu") -> Rates:
+def measured(
+    work: Sequence[Work] = (),
+    *,
+    precision: Precision = "float32",
+    device: str = "cpu",
+    clock: Clock = time.perf_counter,
+) -> Rates:
     """Measure this machine, as it is loaded now; takes a few seconds.
 
     Args:
         work: what will be asked about; convolutions and attention are measured where it has some.
         precision: of the run; bfloat16 is measured where it is asked for.
         device: what is measured.
+        clock: by which seconds are told; `time.process_time` for those of a processor's one thread.
     """
+    wait = torch.cuda.synchronize if device.startswith("cuda") else nothing
+    take = Stopwatch(clock, wait)
     kinds: set[Kind] = {op.kind for each in work for op in each.ops}
     with torch.random.fork_rng(devices=[]):
-        single = table_of(device, "float32", kinds)
-        half = table_of(device, precision, kinds) if precision != "float32" else single
-        calculated = Curve([heavy(n, device) for n in SIZES])
-        moved = Curve([light(n, device) for n in SIZES])
-        update = Curve([step_of(n, device) for n in (2**13, 2**17, 2**20)])
+        single = table_of(device, "float32", kinds, take)
+        half = table_of(device, precision, kinds, take) if precision != "float32" else single
+        calculated = Curve([heavy(n, device, take) for n in SIZES])
+        moved = Curve([light(n, device, take) for n in SIZES])
+        update = Curve([step_of(n, device, take) for n in (2**13, 2**17, 2**20)])
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
     return Rates(f"measured here ({name})", single, half, calculated, moved, update)
 
@@ -120,8 +159,9 @@ def measured(work: Sequence[Work] = (), *, precision: Precision = "float32", dev
 def peak(precision: Precision, device: str) -> float:
     """Products a second of one large matrix product, measured: what a step's are compared with."""
     kind = torch.float32 if precision == "float32" else torch.bfloat16
+    take = Stopwatch(time.perf_counter, torch.cuda.synchronize if device.startswith("cuda") else nothing)
     with torch.random.fork_rng(devices=[]):
-        flops, seconds = product(512 if device == "cpu" else 8192, device, kind)
+        flops, seconds = product(512 if device == "cpu" else 8192, device, kind, take)
     return flops / seconds
 
 
@@ -174,41 +214,41 @@ in one direction; between machines a network card of 400 (A100: 200) Gbit/s for 
 not on any sheet; it is the order of what kernels that do nothing take."""
 
 
-def table_of(device: str, precision: Precision, kinds: set[Kind]) -> dict[Kind, Curve | Line]:
+def table_of(device: str, precision: Precision, kinds: set[Kind], take: Stopwatch) -> dict[Kind, Curve | Line]:
     """Curves of the kinds that consist of products."""
     kind = torch.float32 if precision == "float32" else torch.bfloat16
     sides = (32, 64, 128, 256, 512) if device == "cpu" else (64, 256, 1024, 4096)
-    products = Curve([product(n, device, kind) for n in sides])
+    products = Curve([product(n, device, kind, take) for n in sides])
     found: dict[Kind, Curve | Line] = dict.fromkeys(("product", "convolution", "attention"), products)
     if "convolution" in kinds:
-        found["convolution"] = Curve([convolution(n, device, kind) for n in (1, 8, 32)])
+        found["convolution"] = Curve([convolution(n, device, kind, take) for n in (1, 8, 32)])
     if "attention" in kinds:
-        found["attention"] = Curve([attention(n, device, kind) for n in (16, 64, 256)])
+        found["attention"] = Curve([attention(n, device, kind, take) for n in (16, 64, 256)])
     return found
 
 
-def product(side: int, device: str, kind: torch.dtype) -> tuple[float, float]:
+def product(side: int, device: str, kind: torch.dtype, take: Stopwatch) -> tuple[float, float]:
     """Products of a matrix product, and its seconds."""
     a, b = torch.randn(2, side, side, device=device, dtype=kind)
-    return 2.0 * side**3, seconds_of(lambda: a @ b, device)
+    return 2.0 * side**3, take(lambda: a @ b)
 
 
-def convolution(rows: int, device: str, kind: torch.dtype) -> tuple[float, float]:
+def convolution(rows: int, device: str, kind: torch.dtype, take: Stopwatch) -> tuple[float, float]:
     """Products of a convolution of 3 x 3 over 16 channels of 28 x 28, and its seconds, forward and back."""
     layer = nn.Conv2d(16, 16, 3, padding=1).to(device, kind)
     x = torch.randn(rows, 16, 28, 28, device=device, dtype=kind, requires_grad=True)
-    back = seconds_of(lambda: layer(x).sum().backward(), device)
+    back = take(lambda: layer(x).sum().backward())
     return 2.0 * rows * 16 * 16 * 9 * 28 * 28, back / 3
 
 
-def attention(tokens: int, device: str, kind: torch.dtype) -> tuple[float, float]:
+def attention(tokens: int, device: str, kind: torch.dtype, take: Stopwatch) -> tuple[float, float]:
     """Products of the two halves of attention, 16 rows of 4 heads of 32, and their seconds: 2 forward, 5 back."""
     q, k, v = (torch.randn(16, 4, tokens, 32, device=device, dtype=kind, requires_grad=True) for _ in range(3))
-    both = seconds_of(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward(), device)
+    both = take(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
     return 7.0 * 2 * 16 * 4 * 32 * tokens**2 / 2, both / 2
 
 
-def heavy(size: int, device: str) -> tuple[float, float]:
+def heavy(size: int, device: str, take: Stopwatch) -> tuple[float, float]:
     """Bytes of an activation and of a layer norm, and their seconds, on the mean."""
     x = torch.randn(size // 64, 64, device=device)
 
@@ -216,10 +256,10 @@ def heavy(size: int, device: str) -> tuple[float, float]:
         F.silu(x)
         F.layer_norm(x, (64,))
 
-    return 8.0 * size, seconds_of(run, device) / 2
+    return 8.0 * size, take(run) / 2
 
 
-def light(size: int, device: str) -> tuple[float, float]:
+def light(size: int, device: str, take: Stopwatch) -> tuple[float, float]:
     """Bytes of a sum and of a product with one row for all, and their seconds, on the mean."""
     x, y = torch.randn(2, size // 64, 64, device=device)
     row = y[:1].contiguous()
@@ -228,10 +268,10 @@ def light(size: int, device: str) -> tuple[float, float]:
         _ = x + y
         _ = x * row
 
-    return 10.0 * size, seconds_of(run, device) / 2
+    return 10.0 * size, take(run) / 2
 
 
-def step_of(size: int, device: str) -> tuple[float, float]:
+def step_of(size: int, device: str, take: Stopwatch) -> tuple[float, float]:
     """Numbers of weights in tensors of 2^13, and the seconds of an Adam step with clipping and an average."""
     weights = [torch.zeros(2**13, device=device) for _ in range(max(1, size // 2**13))]
     followers: list[Tensor] = [torch.zeros_like(weight) for weight in weights]
@@ -245,22 +285,4 @@ def step_of(size: int, device: str) -> tuple[float, float]:
         optimizer.step()
         torch._foreach_lerp_(followers, weights, 0.1)
 
-    return float(sum(weight.numel() for weight in weights)), seconds_of(run, device)
-
-
-def seconds_of(run: Callable[[], object], device: str) -> float:
-    """The lower quartile of a call's seconds, over `SECONDS` and at least five of them: what others take only adds."""
-    wait = torch.cuda.synchronize if device.startswith("cuda") else _nothing
-    run()
-    taken: list[float] = []
-    while sum(taken) < SECONDS or len(taken) < 5:
-        wait()
-        began = time.perf_counter()
-        run()
-        wait()
-        taken.append(time.perf_counter() - began)
-    return sorted(taken)[len(taken) // 4]
-
-
-def _nothing() -> None:
-    """Wait for nobody."""
+    return float(sum(weight.numel() for weight in weights)), take(run)
