@@ -53,7 +53,7 @@ def settings(kind, chance):
 
 def disturbed(kind, folder, chance, counted):
     """Kill a run some times, then let it end; how many kills it took. All in one nursery, which starts in seconds."""
-    base = KINDS[kind] | {"folder": folder, "background": chance.random() < 0.5, "patience": 10.0}
+    base = KINDS[kind] | {"folder": folder, "background": chance.random() < 0.5, "patience": 10.0, "seconds": 900}
     runs = []
     for _ in range(KILLS_A_RUN):
         how = settings(kind, chance)

@@ -27,7 +27,7 @@ def together(runs, *, python=sys.executable, source=HERE.parents[2] / "src"):
         capture_output=True,
         text=True,
         check=False,
-        timeout=SECONDS * len(runs),
+        timeout=sum(run.get("seconds", SECONDS) for run in runs) + SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -54,7 +54,11 @@ def child(run, rank, port, errors):
     try:
         status = accidents.main(
             rank,
-            **{name: value for name, value in run.items() if name not in ("count", "port", "only", "patience", "kill")},
+            **{
+                name: value
+                for name, value in run.items()
+                if name not in ("count", "port", "only", "patience", "kill", "seconds")
+            },
         )
     except BaseException:
         traceback.print_exc()
@@ -94,7 +98,9 @@ def wait(children, run):
         if killing and now - began > killing["after"]:
             kill(killing["to"])
             killing = None
-        if (failed is not None and now - failed > run.get("patience", 15.0)) or now - began > SECONDS:
+        if (failed is not None and now - failed > run.get("patience", 15.0)) or now - began > run.get(
+            "seconds", SECONDS
+        ):
             kill(-1)
         time.sleep(0.01)
     return ended
