@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from hidistill.path import per_row, rows_of
+from hidistill.share import anywhere
 from hidistill.types import Cond, Points, Student, Times
 
 Dual = tuple[Tensor, Tensor | None]
@@ -93,7 +94,8 @@ class Central:
         near, far = -second / (first * (first - second)), -first / (second * (second - first))
         du = per_row(near, x_t) * u_at(first) + per_row(far, x_t) * u_at(second)
         ends = (~central).nonzero()[:, 0]
-        if len(ends):
+        if anywhere(len(ends) > 0):
+            ends = ends if len(ends) else ends.new_zeros(1)  # a central row, where the weight below vanishes
             here = student.mean_velocity(x_t[ends], t=t[ends], r=r[ends], cond=rows_of(cond, ends))
             du = du.index_add(0, ends, -per_row((near + far)[ends], here) * here)
         return du
@@ -133,6 +135,11 @@ def is_low_precision(x: Tensor) -> bool:
 
 def refuse_low_precision(x_t: Points) -> None:
     """Refuse differences below float32."""
+    if x_t.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        raise ValueError(
+            "Central came to a GPU whose products of float32 are made in TF32, of 10 bits; its differences need 23: "
+            "leave --tf32 out, or use Forward()"
+        )
     if is_low_precision(x_t) or torch.is_autocast_enabled(x_t.device.type):
         came = str(x_t.dtype) if is_low_precision(x_t) else f"autocast to {torch.get_autocast_dtype(x_t.device.type)}"
         raise ValueError(

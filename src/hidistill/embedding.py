@@ -7,7 +7,10 @@ from hidistill.types import Times
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of a time in [0, 1], then a two-layer perceptron.
+    """Sinusoids of a time in [0, 1], then a two-layer perceptron; in float32 under autocast too.
+
+    Eight bits of an embedding are too few: the derivative along t is the embedding's, and what it costs to take it in
+    float32 is one row per sample.
 
     Args:
         dim: of the embedding.
@@ -25,8 +28,9 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Times) -> Tensor:
         """(b,) -> (b, dim)."""
-        angles = t[:, None] * self.frequencies.to(t.dtype)
-        return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
+        with torch.autocast(t.device.type, enabled=False):
+            angles = t[:, None] * self.frequencies.to(t.dtype)
+            return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
 
 
 def interval_embedding(dim: int) -> TimeEmbedding:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hidistill.path import concatenate, rows_of
+from hidistill.share import anywhere
 from hidistill.types import Cond, Points, Probe, Teacher, Times, Tokens
 
 
@@ -86,19 +87,28 @@ class Guided:
         a graph.
         """
         rows, count = self.guided_rows(t), len(x_t)
+        if torch.is_grad_enabled() and x_t.requires_grad:
+            return self.probe_apart(x_t, rows, t=t, cond=cond)
         if not len(rows):
             probe = self.teacher.probe(x_t, t=t, cond=cond)
             return Probe(probe.velocity.detach(), probe.features)
         null = self.teacher.null(rows_of(cond, rows))
-        if torch.is_grad_enabled() and x_t.requires_grad:
-            probe = self.teacher.probe(x_t, t=t, cond=cond)
-            with torch.no_grad():
-                unguided = self.teacher.velocity(x_t[rows], t=t[rows], cond=null)
-            return Probe(self.combine(probe.velocity.detach(), unguided, rows), probe.features)
         x, times = torch.cat([x_t, x_t[rows]]), torch.cat([t, t[rows]])
         velocity, features = self.teacher.probe(x, t=times, cond=concatenate(cond, null))
         velocity = velocity.detach()
         return Probe(self.combine(velocity[:count], velocity[count:], rows), [layer[:count] for layer in features])
+
+    def probe_apart(self, x_t: Points, rows: Tensor, *, t: Times, cond: Cond) -> Probe:
+        """`probe` where `x_t` carries a gradient."""
+        probe = self.teacher.probe(x_t, t=t, cond=cond)
+        velocity = probe.velocity.detach()
+        if anywhere(len(rows) > 0):
+            asked = rows if len(rows) else rows.new_zeros(1)  # another process has rows to guide
+            with torch.no_grad():
+                null = self.teacher.null(rows_of(cond, asked))
+                unguided = self.teacher.velocity(x_t[asked], t=t[asked], cond=null)
+            velocity = self.combine(velocity, unguided, rows) if len(rows) else velocity
+        return Probe(velocity, probe.features)
 
     def guided_rows(self, t: Times) -> Tensor:
         """Indices of the rows that need a null pass."""

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from hidistill.share import Share
 from hidistill.types import Batch, Cond, Labels, PerSample, Points, Times
 
 
@@ -98,6 +99,20 @@ def on(batch: Batch, device: torch.device | str) -> Batch:
     """A batch on a device, with whatever tensors its kind of batch has."""
     values = {each.name: getattr(batch, each.name) for each in fields(batch)}
     return replace(batch, **{name: cond_on(v, device) for name, v in values.items() if isinstance(v, Tensor | Mapping)})
+
+
+def part_of(batch: Batch, share: Share) -> Batch:
+    """The rows of a batch that a share of it has."""
+    if share.count == 1:
+        return batch
+    values = {each.name: getattr(batch, each.name) for each in fields(batch)}
+    mine = {name: share.of(value) for name, value in values.items() if isinstance(value, Tensor)}
+    mine |= {
+        name: {key: share.of(each) for key, each in value.items()}
+        for name, value in values.items()
+        if isinstance(value, Mapping)
+    }
+    return replace(batch, **mine)
 
 
 def concatenate(first: Cond, second: Cond) -> Cond:

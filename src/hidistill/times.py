@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hidistill.share import leading
 from hidistill.types import TimeLaw, Times
 
 
@@ -68,5 +69,5 @@ def sample_pair(law: TimeLaw, like: Tensor, *, instantaneous: float) -> tuple[Ti
     """
     first, second = law.sample(like), law.sample(like)
     t, r = torch.maximum(first, second), torch.minimum(first, second)
-    count = round(len(like) * instantaneous)
+    count = leading(len(like), instantaneous)
     return t, torch.cat([t[:count], r[count:]]), count

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from hidistill import __version__
 from hidistill.files import whole
+from hidistill.parted import parted_like
+from hidistill.parted import whole as whole_tensor
 
 FORMAT = 1
 """Of the metadata: family, config, card and classes. Files that name none are of format 1, and may lack the classes."""
@@ -50,6 +52,7 @@ def save(
     card: Mapping[str, str] | None = None,
     classes: Sequence[str] = (),
     dtype: torch.dtype | None = None,
+    write: bool = True,
 ) -> None:
     """Write a module's weights; the file appears whole or not at all.
 
@@ -61,8 +64,11 @@ def save(
         card: its model card.
         classes: names of its classes by label, if they are known.
         dtype: floating-point type in the file; None keeps the module's.
+        write: whether this process writes, of several that hold the module in parts and must all come here.
     """
     tensors = state_of(module)
+    if not write:
+        return
     if dtype is not None:
         tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
     metadata = {"format": str(FORMAT), "family": family, "classes": json.dumps(list(classes))}
@@ -135,11 +141,14 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) 
             f"{source} does not fit a {type(module).__name__}: it {'; it '.join(faults)}. Keys and shapes must match "
             "exactly; build the network with the configuration that these weights were saved with"
         )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict({key: parted_like(value, state[key]) for key, value in tensors.items()})
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state as contiguous tensors on the CPU, none of which shares memory with another (no file could)."""
+    """A module's state as contiguous tensors on the CPU, none of which shares memory with another (no file could).
+
+    Of a module that several processes hold in parts it is all of it; each of them must ask.
+    """
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for key, value in module.state_dict().items():
@@ -147,7 +156,7 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
             raise TypeError(
                 f"{type(module).__name__} keeps {key!r}, a {type(value).__name__}; only tensors can be saved"
             )
-        tensor = value.detach().cpu().contiguous()
+        tensor = whole_tensor(value.detach()).cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
         state[key] = tensor.clone() if storage in seen else tensor
         seen.add(storage)

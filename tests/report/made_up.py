@@ -60,6 +60,7 @@ def full_journal(steps=300):
             "seconds": 0.1 * i,
         }
         noise = float(draws.normal())
+        line["pace"] = {"samples_per_second": 300 + noise, "data_share": 0.01, "memory_mib": 500.0}
         line |= {"student/loss": 1 + 0.1 * noise, "student/gradient": 2 + 0.3 * noise}
         if refine:
             line |= {"student/dmd": 0.5 + 0.02 * noise, "student/gan": 0.1 * noise, "critics/fake": 0.3 + 0.02 * noise}

@@ -126,7 +126,7 @@ def test_a_folder_of_no_run_is_refused_and_left_as_it_is(tmp_path):
 def test_a_run_that_has_only_begun_has_a_page_that_says_so(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     text = " ".join(parsed(write(tmp_path).read_text(encoding="utf-8")).text)
-    assert text.count("Not available") == 6
+    assert text.count("Not available") == 7
     assert "no evaluation of a teacher or of a student" in text
 
 

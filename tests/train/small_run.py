@@ -124,7 +124,7 @@ def adam(module):
     return torch.optim.AdamW(module.parameters(), lr=1e-2, betas=(0.9, 0.95))
 
 
-def carry_out(folder, steps=12, *, checkpoint_every=5, on_event=None, **changes):
+def carry_out(folder, steps=12, *, checkpoint_every=5, on_event=None, journals=(), **changes):
     execute(
         build(steps, **changes),
         folder,
@@ -132,6 +132,7 @@ def carry_out(folder, steps=12, *, checkpoint_every=5, on_event=None, **changes)
         arguments={"steps": steps, "seed": 3},
         checkpoint_every=checkpoint_every,
         on_event=on_event,
+        journals=journals,
     )
 
 

@@ -331,3 +331,10 @@ def test_a_journal_cut_off_within_a_line_loses_that_line_alone(tmp_path):
     path.write_text('{"a": 1}\n{"a\n{"a": 3}\n')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
         read_journal(path)
+
+
+def test_products_are_those_that_the_run_asked_for_and_it_says_so(tmp_path):
+    torch.backends.cudnn.allow_tf32 = True
+    carry_out(tmp_path, 3)
+    assert json.loads((tmp_path / "environment.json").read_text())["float32_products"] == "ieee"
+    assert not torch.backends.cudnn.allow_tf32

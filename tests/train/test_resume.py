@@ -39,7 +39,9 @@ def journal(folder):
 def numbers(folder):
     """The journal without what may differ between two runs: times and resumptions."""
     return [
-        {k: v for k, v in line.items() if k != "seconds"} for line in journal(folder) if line.get("event") != "resume"
+        {k: v for k, v in line.items() if k not in ("seconds", "pace")}
+        for line in journal(folder)
+        if line.get("event") != "resume"
     ]
 
 

@@ -4,8 +4,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from itertools import islice
-from math import lcm
 from pathlib import Path
 
 import torch
@@ -19,8 +17,11 @@ from hidistill.evaluate import balanced_subset
 from hidistill.recipes.fashion import TEACHER
 from hidistill.recipes.judging import Jury, read_teacher
 from hidistill.recipes.two_stages import Finish
+from hidistill.train.counting import count
 from hidistill.train.experiment import Experiment
-from hidistill.train.loop import autocast, quickest, steps
+from hidistill.train.loop import autocast, quickest
+from hidistill.train.planning import plan
+from hidistill.train.rates import measured
 from hidistill.types import Gallery, Samples
 
 FORWARD_SECONDS = 3.0
@@ -96,21 +97,11 @@ def forwards_per_second(batch: int = 64, precision: str = "float32") -> float:
 
 
 def seconds_of(experiment: Experiment) -> Iterator[float]:
-    """Seconds that each stage would take, from one timed period of its updates; the experiment is spoilt by it."""
-    for index, stage in enumerate(experiment.stages):
-        period = lcm(*(update.every for update in stage.updates.values()))
-        offset = experiment.offset(index)
-        reports = steps(
-            stage,
-            lambda step, offset=offset: experiment.batch_at(offset + step),
-            seed=experiment.seed,
-            precision=experiment.precision,
-        )
-        for _ in islice(reports, period):
-            pass  # the first steps allocate, and make the optimizers' state
-        begin = time.perf_counter()
-        done = sum(1 for _ in islice(reports, period))
-        yield (time.perf_counter() - begin) / max(done, 1) * stage.steps
+    """Seconds that each stage would take, counted and not run."""
+    work = count(experiment)
+    works = [each for updates in work.values() for each in updates.values()]
+    for stage in plan(experiment, work, measured(works, precision=experiment.precision)):
+        yield stage.steps * stage.computing
 
 
 def seconds_of_probes(experiment: Experiment) -> float:

@@ -92,13 +92,13 @@ def loaded(root: Path) -> Any:  # noqa: ANN401 -- a pipeline of diffusers
     """
     kind, code = library().DiffusionPipeline, root / "pipeline.py"
     if not code.is_file():
-        return kind.from_pretrained(root)
+        return kind.from_pretrained(root, use_safetensors=True)
     if code.read_text(encoding="utf-8") != code_for(Folder(root).pipeline):
         raise ValueError(
             f"{code} is not the file that this version of hidistill writes, and would be run; export the student "
             "again, or load the folder with diffusers yourself, if you trust it"
         )
-    return kind.from_pretrained(root, custom_pipeline=str(root), trust_remote_code=True)
+    return kind.from_pretrained(root, use_safetensors=True, custom_pipeline=str(root), trust_remote_code=True)
 
 
 def wishes(pipeline: Any, takes: Any, plan: Plan, rows: Sequence[int]) -> dict[str, Any]:  # noqa: ANN401

@@ -68,8 +68,7 @@ def measured(method: Method, *, side: int, length: int, seed: int) -> dict[str, 
     for step in range(length):
         rows = shuffled(len(train.images), batch_size=BATCH, step=step, seed=seed)
         batch = Batch(Pixels().encode(train.images[rows].float() / 255), train.labels[rows], step)
-        torch.manual_seed(fold_in(seed, "planted", step))
-        descend(update, batch, step=step, where=f"planted, step {step}", precision="float32")
+        descend(update, batch, where=f"planted, step {step}", seed=fold_in(seed, "planted", step))
     torch.manual_seed(fold_in(seed, "test"))
     head.eval().requires_grad_(False)
     x = Pixels().encode(test.images[:HELD_OUT].float() / 255)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 UNSTATED = "not stated by the teacher's folder"
@@ -55,19 +56,19 @@ def readme(card: Card, *, title: str, usage: str) -> str:
     license = card.license
     front = ["---", "library_name: diffusers", *(f"{key}: {value}" for key, value in license.items())]
     front += ["tags:", "- one-step", "- hidistill", "---"]
-    stated = license.get("license_name") or license.get("license") or UNSTATED
-    link = f" ({license['license_link']})" if "license_link" in license else ""
+    stated = plain(license.get("license_name") or license.get("license") or UNSTATED)
+    link = f" ({plain(license['license_link'])})" if "license_link" in license else ""
     parts = [
         "\n".join(front),
-        f"# {title}",
-        f"Distilled from {card.teacher} into a generator of one step, with hidistill.",
+        f"# {plain(title)}",
+        f"Distilled from {plain(card.teacher)} into a generator of one step, with hidistill.",
         f"```python\n{usage}\n```",
         *card.notes,
     ]
     if card.metrics:
         parts += ["## Measured", table(card.metrics)]
     if card.lines:
-        parts += ["## Made by", "\n".join(f"- {key}: {value}" for key, value in card.lines.items())]
+        parts += ["## Made by", "\n".join(f"- {plain(key)}: {plain(value)}" for key, value in card.lines.items())]
     parts += ["## License", f"As the teacher's: {stated}{link}."]
     return "\n\n".join(parts) + "\n"
 
@@ -75,5 +76,12 @@ def readme(card: Card, *, title: str, usage: str) -> str:
 def table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows as a table in Markdown; what a row does not have stays empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in rows)]
+    cells = [[plain(row.get(column, "")) for column in columns] for row in rows]
+    lines = [[plain(column) for column in columns], ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def plain(text: str) -> str:
+    """Text of others as one line of Markdown that is shown as it is: no tag, no link, no cell of its own."""
+    line = " ".join(escape(str(text), quote=False).split())
+    return "".join(f"\\{letter}" if letter in "\\`|[]<>" else letter for letter in line)

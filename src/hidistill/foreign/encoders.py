@@ -79,7 +79,9 @@ def part_kind(folder: Folder, part: str) -> Any:  # noqa: ANN401 -- a class of t
 def tokenizer(folder: Folder, part: str) -> Any:  # noqa: ANN401 -- a class of transformers
     """A part that splits prompts."""
     try:
-        return part_kind(folder, part).from_pretrained(folder.place(part), local_files_only=True)
+        return part_kind(folder, part).from_pretrained(
+            folder.place(part), local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, TypeError) as error:
         raise FolderError(f"{folder.place(part)} holds no tokenizer ({error}); copy the folder again") from error
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidistill.path import concatenate, interpolate, rows_of
+from hidistill.share import current, everywhere, leading
 from hidistill.times import Uniform
 from hidistill.types import Discriminator, Loss, Noised, NoiseLaw, PerSample, Rollout, Teacher, TimeLaw, Times
 
@@ -83,8 +84,8 @@ class Fool:
 
     def __call__(self, noised: Noised) -> Loss:
         """The loss per sample, mean over its logits."""
-        logits = self.discriminator(noised.probe.features, t=noised.t, cond=noised.cond)
-        return Loss(self.game.fool(logits.float()).mean(1), {"fool_logit": logits.detach().mean()})
+        logits = self.discriminator(noised.probe.features, t=noised.t, cond=noised.cond).float()
+        return Loss(self.game.fool(logits).mean(1), {"fool_logit": logits.detach().mean()})
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class TellApart:
         real = rollout.real
         t = self.times.sample(real)
         noise = self.noise(torch.cat([real, rollout.generated]))
-        count = max(1, round(self.penalty_share * len(real))) if self.penalty else 0
+        count = max(1, leading(len(real), self.penalty_share)) if self.penalty else 0
         return self.at(rollout, t=t, noise=noise, direction=torch.randn_like(real[:count]))
 
     def at(self, rollout: Rollout, *, t: Times, noise: Tensor, direction: Tensor) -> Loss:
@@ -199,7 +200,7 @@ class DivergenceWeight:
         """A factor per sample, of mean 1."""
         logits = self.critic.discriminator(noised.probe.features, t=noised.t, cond=noised.cond)
         weight = self.h(logits.float().mean(1).exp().clamp(self.least, self.most))
-        return weight / weight.mean()
+        return weight / (everywhere(weight.mean()) / current().processes)
 
 
 def logistic(game: Game) -> bool:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hidistill.path import interpolate
+from hidistill.share import WHOLE, holding
 from hidistill.types import Loss, Noised, NoiseLaw, PerSample, Points, Teacher, TimeLaw, Times, Tokens
 
 Sets = Float[Tensor, "b k d"]
@@ -140,7 +141,9 @@ class SlicedWasserstein:
 
     def __call__(self, generated: Sets, real: Sets) -> PerSample:
         """See `SetDistance`."""
-        return self.along(generated, real, torch.randn(generated.shape[2], self.directions, device=generated.device))
+        with holding(WHOLE):  # directions are no rows
+            directions = torch.randn(generated.shape[2], self.directions, device=generated.device)
+        return self.along(generated, real, directions)
 
     def along(self, generated: Sets, real: Sets, directions: Float[Tensor, "d n"]) -> PerSample:
         """The distance along given directions, of any length."""
@@ -229,4 +232,5 @@ class OneTime:
 
     def sample(self, like: Tensor) -> Times:
         """The same time for every row of `like`."""
-        return self.law.sample(like[:1]).repeat(len(like))
+        with holding(WHOLE):  # one for the rows of other processes too
+            return self.law.sample(like[:1]).repeat(len(like))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hidistill.path import interpolate, per_row
+from hidistill.share import current, everywhere, in_turn
 from hidistill.times import Uniform
 from hidistill.types import (
     Batch,
@@ -83,7 +84,7 @@ class OnSamples:
     def __call__(self, batch: Batch) -> Loss:
         """Draw, then judge."""
         noise = self.noise(batch.x)
-        s = torch.tensor(self.starts, device=noise.device).repeat(len(noise))[: len(noise)]
+        s = torch.tensor(in_turn(self.starts, len(noise)), device=noise.device)
         x_s = noise if set(self.starts) == {1.0} else interpolate(batch.x, noise, s)
         with nullcontext() if self.differentiable else torch.no_grad():
             u = self.student.mean_velocity(x_s, t=s, r=torch.zeros_like(s), cond=batch.cond)
@@ -178,9 +179,12 @@ class GradientSize(torch.autograd.Function):
         """Scale the gradient; by its largest component first, since the square of a small one is zero."""
         (gradient,) = gradients
         unit = gradient.float()
-        unit = unit / unit.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-        root = unit.square().sum().sqrt().clamp_min(1.0)  # 0 for a gradient of zero, else at least 1
-        return (unit * (ctx.size / (unit.numel() ** 0.5 * root))).to(gradient.dtype), None
+        largest = everywhere(unit.abs().amax(), "max")
+        unit = unit / largest.clamp_min(torch.finfo(torch.float32).tiny)
+        root = everywhere(unit.square().sum()).sqrt().clamp_min(1.0)  # 0 for a gradient of zero
+        # The losses' mean is over the rows here, of which there are fewer by the number of processes.
+        size = ctx.size * current().processes ** 0.5
+        return (unit * (size / (unit.numel() ** 0.5 * root))).to(gradient.dtype), None
 
 
 def total(losses: Mapping[str, Loss], weights: Mapping[str, float]) -> Loss:

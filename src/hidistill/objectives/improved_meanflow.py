@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import pad
 
 from hidistill.path import interpolate, per_row, rows_of, sum_per_sample
+from hidistill.share import anywhere
 from hidistill.times import LogitNormal, sample_pair
 from hidistill.types import Batch, Derivative, Loss, Points, Student, TimeLaw, Times, VelocityField
 
@@ -79,8 +80,9 @@ class ImprovedMeanFlow:
     @torch.no_grad()
     def rest(self, x_t: Points, batch: Batch, *, t: Times, r: Times, first: int) -> Points:
         """`(t - r) du/dt` along the student's own velocity; zero in the rows before `first`."""
-        if first == len(x_t):
+        if not anywhere(first < len(x_t)):
             return torch.zeros_like(x_t)
+        first = min(first, len(x_t) - 1)  # another process needs a derivative: this one takes it where t - r is 0
         cond = rows_of(batch.cond, slice(first, None))
         x, t, r = x_t[first:], t[first:], r[first:]
         own = self.student.mean_velocity(x, t=t, r=t, cond=cond)

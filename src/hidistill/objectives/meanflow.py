@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from hidistill.path import interpolate, per_row, rows_of, sum_per_sample
+from hidistill.share import anywhere
 from hidistill.times import LogitNormal, sample_pair
 from hidistill.types import Batch, Derivative, Loss, NoiseLaw, Points, Student, TimeLaw, Times, VelocityField
 
@@ -76,8 +77,9 @@ class MeanFlow:
         """`v - k (t - r) du/dt`, with k the warm-up's factor; `noise` is needed where there is no field."""
         v = self.direction(x_t, batch, t=t, noise=noise)
         ramp = min(1.0, (batch.step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        if first == len(x_t):
+        if not anywhere(first < len(x_t)):
             return v
+        first = min(first, len(x_t) - 1)  # another process needs a derivative: this one takes it where t - r is 0
         cond = rows_of(batch.cond, slice(first, None))
         du = self.derivative(self.student, x_t[first:], t=t[first:], r=r[first:], cond=cond, direction=v[first:])
         correction = ramp * per_row((t - r)[first:], du) * du

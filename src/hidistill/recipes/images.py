@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.optim import AdamW
 
 from hidistill.codecs import Pixels
@@ -18,6 +19,7 @@ from hidistill.recipes.judging import Jury, jury, read_teacher
 from hidistill.recipes.patches import choose_patch
 from hidistill.recipes.two_stages import Plan, distillation, settings
 from hidistill.seeds import fold_in, shuffled
+from hidistill.share import Drawn
 from hidistill.teachers.dit import SIZES, DiT
 from hidistill.times import Arcsine, LogitNormal
 from hidistill.train.ema import Average
@@ -38,15 +40,14 @@ REFINE = {"lr_fake": 1e-3, "lr_discriminator": 1.5e-3, "feature_gradient": 0.03}
 """Refine in few steps on pictures: a fake score that learns fast, and a faint adversarial gradient."""
 
 
-def batches(split: Split, *, batch_size: int, seed: int):  # noqa: ANN201 -- a function of the step
+def batches(split: Split, *, batch_size: int, seed: int) -> Drawn:
     """Batches of a split as a function of the step; pixels become floats only when they are drawn."""
     images, labels, codec = split.images, split.labels, Pixels()
 
-    def batch_at(step: int) -> Batch:
-        rows = shuffled(len(images), batch_size=batch_size, step=step, seed=seed)
-        return Batch(codec.encode(images[rows].float() / 255), labels[rows])
+    def take(rows: Tensor, step: int) -> Batch:
+        return Batch(codec.encode(images[rows].float() / 255), labels[rows], step)
 
-    return batch_at
+    return Drawn(lambda step: shuffled(len(images), batch_size=batch_size, step=step, seed=seed), take)
 
 
 def flow_matching(

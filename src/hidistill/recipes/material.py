@@ -25,6 +25,7 @@ from hidistill.path import rows_of
 from hidistill.recipes.judging import Jury, jury, teacher_row
 from hidistill.recipes.teachers import Loaded, shape_of
 from hidistill.seeds import fold_in, normal, shuffled
+from hidistill.share import Drawn
 from hidistill.train.loop import quickest
 from hidistill.types import Batch, Cond, Metric, Split
 
@@ -109,9 +110,7 @@ def refuse_unfit(loaded: Loaded, stored: Cache) -> None:
 
 def from_cache(loaded: Loaded, stored: Cache, *, batch_size: int, seed: int) -> Material:
     """A cache with latents."""
-
-    def batch_at(step: int) -> Batch:
-        return stored.batch_at(step, batch_size=batch_size, seed=seed)
+    batch_at = stored.drawn(batch_size=batch_size, seed=seed)
 
     def held(part: Literal["valid", "test"]) -> Held:
         kept = stored.split(part)
@@ -148,9 +147,10 @@ def from_prompts(loaded: Loaded, stored: Cache, *, batch_size: int, guidance: fl
             save_file(drawn, partial)
     x = load_file(path)
 
-    def batch_at(step: int) -> Batch:
-        rows = shuffled(counts["train"], batch_size=batch_size, step=step, seed=seed)
-        return Batch(x["train"][rows], rows_of(conds["train"], rows), step)
+    batch_at = Drawn(
+        lambda step: shuffled(counts["train"], batch_size=batch_size, step=step, seed=seed),
+        lambda rows, step: Batch(x["train"][rows], rows_of(conds["train"], rows), step),
+    )
 
     def held(part: str) -> Held:
         lines = [line for shard in stored.shards[part] for line in lines_of(shard.lines)][: counts[part]]

@@ -166,8 +166,10 @@ def loaded(text: Path) -> dict[str, Any]:
             "of diffusers' pipelines are such folders"
         )
     with without_bars():
-        model = transformers.AutoModel.from_pretrained(text / "text_encoder", local_files_only=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(text / "tokenizer", local_files_only=True)
+        # Neither code nor a pickle of the folder's is run.
+        given = {"local_files_only": True, "trust_remote_code": False}
+        model = transformers.AutoModel.from_pretrained(text / "text_encoder", use_safetensors=True, **given)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(text / "tokenizer", **given)
     return {"text_encoder": model.float().eval().requires_grad_(False), "tokenizer": tokenizer}
 
 

@@ -120,11 +120,11 @@ def refine(
     module = as_module(student)
     judges: dict[str, NoisedObjective] = {"dmd": DMD(fake)}
     critics: dict[str, RolloutObjective] = {"fake": OnGenerated(FlowMatching(fake, fake_times, weight=fake_weight))}
-    groups = [{"params": list(as_module(fake).parameters()), "lr": lr_fake}]
+    groups = [{"params": list(as_module(fake).parameters()), "lr": lr_fake, "role": "fake"}]
     if discriminator is not None:
         judges["gan"] = Fool(discriminator, Hinge())
         critics["gan"] = TellApart(teacher, discriminator, times, Hinge(), penalty)
-        groups.append({"params": list(discriminator.parameters()), "lr": lr_discriminator})
+        groups.append({"params": list(discriminator.parameters()), "lr": lr_discriminator, "role": "discriminator"})
     noised = OnNoised(teacher, times, judges, feature_gradient if discriminator is not None else 0.0)
     moves: Objective = OnSamples(student, {"judged": noised}, differentiable=True, starts=starts)
     if trajectory is not None:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from hidistill.files import whole
+from hidistill.report import speed as pace
 from hidistill.report.diagnosis import Finding, diagnose
 from hidistill.report.folder import Run, read
 from hidistill.report.pictures import KINDS, TILE, attention, comparison, grid, one_of_each, tile_size
@@ -44,6 +45,7 @@ def write(folder: Path) -> Path:
         ("diagnosis", "Diagnosis", findings(diagnose(evaluation, run.journal))),
         ("cost", "Quality against cost", plots(costs(evaluation) + guidance(evaluation), pictures, "evaluation.json")),
         ("curves", "Curves", plots(probes(run.journal) + losses(run.journal), pictures, "metrics.jsonl")),
+        ("speed", "Speed", speed(run, pictures)),
         ("attention", "Where the discriminator looks", looks(run, pictures)),
         ("run", "The run", about(run)),
     ]
@@ -108,6 +110,12 @@ def samples(run: Run, pictures: Path) -> str:
         f'<figure class="picture"><picture><source media="(max-width: 600px)" srcset="{uri(narrow)}">'
         f'<img src="{uri(wide)}" alt="{escape(alt)}"></picture><figcaption>{escape(text)}</figcaption></figure>'
     )
+
+
+def speed(run: Run, pictures: Path) -> str:
+    """How fast the run went."""
+    found = pace.table(run.journal)
+    return found + plots(pace.plots(run.journal), pictures, "metrics.jsonl") if found else missing("pace of its steps")
 
 
 def looks(run: Run, pictures: Path) -> str:

@@ -23,12 +23,12 @@ Lines = Sequence[Mapping[str, Any]]
 
 FAMILIES = {
     "losses": ("loss", "dmd", "gan", "fake", "judged", "mse"),
-    "gradients": ("gradient", "dmd_gradient", "slope"),
+    "gradients": ("gradient", "gradient_fake", "gradient_discriminator", "dmd_gradient", "slope"),
     "logits": ("real_logit", "generated_logit", "fool_logit"),
     "shares": ("accuracy", "entropy"),
 }
 """Which training scalars share a panel, by the last part of their name."""
-META = {"kind", "stage", "step", "global_step", "seconds"}
+META = {"kind", "stage", "step", "global_step", "seconds", "pace"}
 
 
 def losses(journal: Lines) -> list[Plot]:

@@ -86,7 +86,7 @@ def speed(student: Row, teacher: Row) -> str:
 def counted(row: Row) -> str:
     """A row's steps in words."""
     steps = row.get("steps")
-    return "one step" if steps == 1 else f"{steps} steps"
+    return "one step" if steps == 1 else f"{escape(str(steps))} steps"
 
 
 def table(evaluation: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from hidistill.parted import mine
+
 
 class Average:
     """A moving average of a module's weights, which becomes the module when its stage ends.
@@ -34,9 +36,9 @@ class Average:
         """Take in the source's weights once."""
         self.updates += 1
         factor = min(self.decay, self.updates / (9 + self.updates))
-        mine: list[Tensor] = list(self.module.parameters())
-        theirs: list[Tensor] = list(self.source.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - factor)  # one pass over all weights; no public name for it
+        own: list[Tensor] = [mine(each) for each in self.module.parameters()]
+        theirs: list[Tensor] = [mine(each) for each in self.source.parameters()]
+        torch._foreach_lerp_(own, theirs, 1 - factor)  # one pass over all weights; no public name for it
         for buffer, new in zip(self.module.buffers(), self.source.buffers(), strict=True):
             buffer.copy_(new)
 

@@ -1,7 +1,7 @@
 """An experiment: what a recipe returns and the driver carries out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hidistill.train.loop import Precision, autocast
+from hidistill.train.spikes import Spikes
 from hidistill.train.stage import Stage
 from hidistill.types import Batch
 
@@ -113,6 +114,19 @@ class Experiment:
                 module.to(device)
         finally:
             torch.__future__.set_swap_module_params_on_conversion(swap)
+
+    def skipping(self, factor: float) -> "Experiment":
+        """The experiment with updates that skip steps whose gradient is `factor` times the usual one; see `Spikes`."""
+        stages = [
+            replace(
+                stage,
+                updates={
+                    name: replace(each, spikes=each.spikes or Spikes(factor)) for name, each in stage.updates.items()
+                },
+            )
+            for stage in self.stages
+        ]
+        return replace(self, stages=stages)
 
     @property
     def total_steps(self) -> int:

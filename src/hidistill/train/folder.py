@@ -15,11 +15,14 @@ import torch
 
 from hidistill import __version__
 from hidistill.files import exclusive, whole
+from hidistill.train.distributed.work import Work
+from hidistill.train.precision import products
 
 FINISHED = "finished"
 ABSENT = "(absent)"
 OVER = "A stage that has ended cannot be made longer or shorter, for its learning rate and its averages ended with it"
-DECIDES_BITS = ("torch", "machine", "threads", "device")
+ALONE = Work()
+DECIDES_BITS = ("torch", "machine", "threads", "device", "processes", "passes")
 """Lines of the environment on which the last bits of a result depend."""
 
 
@@ -108,7 +111,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], paths: Sequen
     return words
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str, work: Work) -> dict[str, Any]:
     """What the numbers of a run may depend on beside its recipe."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -120,20 +123,28 @@ def environment(device: str) -> dict[str, Any]:
         "machine": platform.machine(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": work.ranks.count,
+        "passes": work.passes,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "float32_products": products(),
         "git": git_state(Path(__file__).parent),
     }
 
 
-def record_environment(folder: Path, device: str) -> str:
+def record_environment(folder: Path, device: str, work: Work = ALONE) -> str:
     """Write `environment.json`, or add this start to it; what differs from the first start and may change bits."""
-    path, now = folder / "environment.json", environment(device)
+    path, now = folder / "environment.json", environment(device, work)
     if not path.exists():
         write_json(path, now | {"resumed": []})
         return ""
     first = json.loads(path.read_text())
     write_json(path, first | {"resumed": [*first["resumed"], now]})
-    changed = [f"{name} was {first[name]} and is {now[name]}" for name in DECIDES_BITS if first[name] != now[name]]
+    # Folders of earlier versions do not say everything.
+    changed = [
+        f"{name} was {first[name]} and is {now[name]}"
+        for name in DECIDES_BITS
+        if name in first and first[name] != now[name]
+    ]
     return f"{'; '.join(changed)}: the last bits of the result may differ" if changed else ""
 
 

@@ -3,18 +3,27 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hidistill.parted import whole
+from hidistill.path import part_of
 from hidistill.seeds import fold_in
+from hidistill.share import Share, holding
+from hidistill.train.distributed.ranks import named
+from hidistill.train.distributed.work import Averaging, Tally, Work
 from hidistill.train.stage import Stage, Update
 from hidistill.types import Batch
 
 Precision = str
 """'float32', or 'bfloat16' for autocast; losses, gradients and weights are float32 in both."""
+
+
+WHOLE = Work()
+"""One process that takes all rows of a batch at once."""
 
 
 class NonFinite(ArithmeticError):
@@ -52,15 +61,30 @@ def quickest(device: str = "cpu") -> Precision:
 
 
 def steps(
-    stage: Stage, batch_at: Callable[[int], Batch], *, seed: int, start: int = 0, precision: Precision = "float32"
+    stage: Stage,
+    batch_at: Callable[[int], Batch],
+    *,
+    seed: int,
+    start: int = 0,
+    precision: Precision = "float32",
+    work: Work = WHOLE,
 ) -> Iterator[StepReport]:
     """Run a stage from step `start` on; yields after each step, when everything may be saved.
 
     Every update of every step draws from torch's default generator, seeded by (seed, stage, step, update): a run that
-    goes on from a saved step is the run that was not interrupted.
+    goes on from a saved step is the run that was not interrupted. Processes and passes draw what one alone would, and
+    take their rows of it.
+
+    Args:
+        stage: what is run.
+        batch_at: the batch of a step; where there are several processes, this one's rows of it.
+        seed: from which each step's is derived.
+        start: steps that are done.
+        precision: see `autocast`.
+        work: how batches are shared out.
 
     Raises:
-        NonFinite: if a loss or gradient is not finite; nothing has moved in that update.
+        NonFinite: if a loss or gradient is not finite, in all processes; nothing has moved in that update.
         RuntimeError: if a parameter that should move gets no gradient.
     """
     for update in stage.updates.values():
@@ -69,6 +93,7 @@ def steps(
     for update in stage.updates.values():
         rest(update)
     followers = {name: followed(stage, update) for name, update in stage.updates.items()}
+    averaging = {name: work.averages(update.parameters()) for name, update in stage.updates.items()}
     if start == 0:
         for average in stage.averages.values():
             average.reset()
@@ -78,11 +103,16 @@ def steps(
         for name, update in stage.updates.items():
             if (step + 1) % update.every:
                 continue
-            torch.manual_seed(fold_in(seed, stage.name, step, name))
-            where = f"stage {stage.name!r}, step {step}, update {name!r}"
-            scalars = descend(update, batch, step=step, where=where, precision=precision)
+            descent = Descent(
+                update=update,
+                where=f"stage {stage.name!r}, step {step}, update {name!r}",
+                seed=fold_in(seed, stage.name, step, name),
+                precision=precision,
+                work=work,
+            )
+            scalars, moved = descent(batch, averaging[name])
             metrics |= {f"{name}/{key}": value for key, value in scalars.items()}
-            for average in followers[name]:
+            for average in followers[name] if moved else ():
                 stage.averages[average].update()
         yield StepReport(step, metrics)
 
@@ -97,27 +127,123 @@ def followed(stage: Stage, update: Update) -> list[str]:
     ]
 
 
-def descend(update: Update, batch: Batch, *, step: int, where: str, precision: Precision) -> dict[str, float]:
-    """One step of one optimizer, and the scalars of its objective."""
-    parameters = update.parameters()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with autocast(precision, batch.x.device.type):
-            loss = update.objective(batch)
-        value = loss.value.mean()
-        if not math.isfinite(value.item()):
-            rows = torch.nonzero(~loss.value.isfinite()).flatten().tolist()
-            raise NonFinite(f"{where}: the loss of {type(update.objective).__name__} is {value.item()} (rows {rows})")
-        value.backward()
-        norms = clip(update, where)
-        factor = update.schedule(step)
-        for group in update.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        update.optimizer.step()
-    finally:
-        rest(update)
-    return {"loss": value.item(), "gradient": norms} | {key: scalar.item() for key, scalar in loss.metrics.items()}
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """One step of one optimizer.
+
+    Args:
+        update: whose step it is.
+        where: stage, step and update, for messages.
+        seed: of all that is drawn.
+        precision: see `autocast`.
+        work: how the batch is shared out.
+    """
+
+    update: Update
+    where: str
+    seed: int
+    precision: Precision
+    work: Work
+
+    def __call__(self, batch: Batch, averaging: Averaging) -> tuple[dict[str, float], bool]:
+        """Take the step; the scalars of its objective, over all rows, and whether anything moved."""
+        for parameter in self.update.parameters():
+            parameter.requires_grad_(True)
+        try:
+            means = self.backward(batch, averaging)
+            norms, spikes = self.clip(averaging), self.update.spikes
+            moves = spikes is None or spikes.admits(norms["gradient"], where=self.where)
+            factor = self.update.schedule(batch.step)
+            for group in self.update.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor
+            if moves:
+                self.update.optimizer.step()
+        finally:
+            rest(self.update)
+        counted = {} if spikes is None else {"skipped": float(spikes.skipped)}
+        return {"loss": means.pop("loss"), **norms} | counted | means, moves
+
+    def backward(self, batch: Batch, averaging: Averaging) -> dict[str, float]:
+        """Add up the gradients of all passes; the means of the objective's scalars."""
+        tally, passes = Tally(self.work), self.work.passes
+        for number in range(passes):
+            share, last = self.work.ranks.share(number, passes), number == passes - 1
+            torch.manual_seed(self.seed)
+            with holding(share):
+                with autocast(self.precision, batch.x.device.type):
+                    loss = self.update.objective(part_of(batch, Share(number, passes)))
+                value = tally.add(share, loss.value, loss.metrics)
+                if last:
+                    tally.send()
+                if self.work.ranks.count == 1 and tally.rows:
+                    self.refuse(tally)
+                with averaging.watching() if last else nullcontext():
+                    value.backward()
+        means, finite = tally.receive()
+        if not finite:
+            self.refuse(tally)
+        return means
+
+    def refuse(self, tally: Tally) -> None:
+        """Stop for losses that are not finite, in all processes at once.
+
+        Raises:
+            NonFinite: always.
+        """
+        found = self.work.ranks.gather({"rows": tally.rows, "value": tally.value, "terms": tally.terms})
+        guilty = [rank for rank, each in enumerate(found) if each["rows"]]
+        rows = sorted(row for each in found for row in each["rows"])
+        terms = sorted({term for rank in guilty for term in found[rank]["terms"]})
+        words = [f"rows {rows}", *([f"of its terms {', '.join(terms)}"] if terms else [])]
+        words += [f"in {named(guilty)} of {len(found)}"] if len(found) > 1 else []
+        name, value = type(self.update.objective).__name__, found[guilty[0]]["value"]
+        raise NonFinite(f"{self.where}: the loss of {name} is {value} ({', '.join(words)})")
+
+    def clip(self, averaging: Averaging) -> dict[str, float]:
+        """Finish the gradients, and clip each parameter group's to the update's norm.
+
+        Returns:
+            The largest norm before that as "gradient"; where groups have a "role", each one's as "gradient_ROLE".
+
+        Raises:
+            NonFinite: if a norm is not finite.
+            RuntimeError: if a parameter has no gradient.
+        """
+        broken, lacking = averaging.finish(self.work.passes)
+        if lacking:
+            raise RuntimeError(f"{self.where}: a parameter got no gradient in {named(lacking)} of the run")
+        norms: dict[str, float] = {"gradient": 0.0}
+        for group in self.update.optimizer.param_groups:
+            gradients: list[Tensor] = []
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    raise RuntimeError(f"{self.where}: a parameter of shape {tuple(parameter.shape)} got no gradient")
+                gradients.append(parameter.grad)
+            norm = whole_norm(gradients)
+            if not math.isfinite(norm.item()):
+                culprits = f" (in {named(broken)} of {self.work.ranks.count})" if broken else ""
+                raise NonFinite(
+                    f"{self.where}: the gradient's norm is {norm.item()} though the loss is finite{culprits}"
+                )
+            torch.nn.utils.clip_grads_with_norm_(group["params"], self.update.max_norm, norm)
+            norms["gradient"] = max(norms["gradient"], norm.item())
+            if "role" in group:
+                norms[f"gradient_{group['role']}"] = norm.item()
+        return norms
+
+
+def descend(
+    update: Update, batch: Batch, *, where: str, seed: int, precision: Precision = "float32"
+) -> dict[str, float]:
+    """One step of one optimizer, in one process, and the scalars of its objective; see `Descent`."""
+    descent = Descent(update=update, where=where, seed=seed, precision=precision, work=WHOLE)
+    return descent(batch, WHOLE.averages(update.parameters()))[0]
+
+
+def whole_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of gradients, of which this process may hold a part."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return whole(norm)
 
 
 def rest(update: Update) -> None:
@@ -125,20 +251,3 @@ def rest(update: Update) -> None:
     update.optimizer.zero_grad(set_to_none=True)
     for parameter in update.parameters():
         parameter.requires_grad_(False)
-
-
-def clip(update: Update, where: str) -> float:
-    """Clip each parameter group's gradient to the update's norm; the largest norm before that."""
-    largest = 0.0
-    for group in update.optimizer.param_groups:
-        gradients: list[Tensor] = []
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                raise RuntimeError(f"{where}: a parameter of shape {tuple(parameter.shape)} got no gradient")
-            gradients.append(parameter.grad)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not math.isfinite(norm.item()):
-            raise NonFinite(f"{where}: the gradient's norm is {norm.item()} though the loss is finite")
-        torch.nn.utils.clip_grads_with_norm_(group["params"], update.max_norm, norm)
-        largest = max(largest, norm.item())
-    return largest

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hidistill.train.ema import Average
+from hidistill.train.spikes import Spikes
 from hidistill.types import Objective
 
 
@@ -54,6 +55,7 @@ class Update:
         every: the update runs on each `every`-th step, the `every`-th first.
         max_norm: limit of the gradient's norm, for each parameter group by itself.
         schedule: factor on the learning rates at a step of the stage.
+        spikes: which steps are skipped for their gradient; None is none.
     """
 
     objective: Objective
@@ -61,6 +63,7 @@ class Update:
     every: int = 1
     max_norm: float = 1.0
     schedule: Callable[[int], float] = constant
+    spikes: Spikes | None = None
 
     def __post_init__(self) -> None:
         """Refuse a period or a norm that is not positive, and keep the learning rates that the schedule multiplies."""

@@ -29,7 +29,10 @@ class Finding(NamedTuple):
 
 
 def doctor() -> int:
-    """Say what this machine has, and what a run here would cost; takes less than a minute."""
+    """Say what this machine has, and what the demo would cost here; takes less than a minute.
+
+    `hidistill doctor RECIPE [OPTIONS]` says what a run of a recipe would take instead.
+    """
     from hidistill.cli.machine import costs, data, hardware
     from hidistill.cli.outcome import wide_console
 
@@ -67,6 +70,31 @@ def torchvision() -> Finding:
     return Finding("torchvision", "note", f"{found} imports; nothing here needs it")
 
 
+def foretold(argv: Sequence[str]) -> int:
+    """What a run of a recipe would take: `hidistill doctor RECIPE [OPTIONS]`, with the recipe's options and some more.
+
+    Nothing is run: operations are counted, and this machine's rates are measured in a few seconds.
+    """
+    from hidistill.cli.lookup import find
+    from hidistill.cli.options import parse
+    from hidistill.cli.planned import Machine, Setting, foretell
+
+    recipe = find(argv[0])
+    extra = {
+        "processes": (int, 1, "one for each device; the batch is split over them."),
+        "sharded": (bool, False, "networks, gradients, optimizers and averages are cut into as many parts."),
+        "machine": (Machine, "here", "this machine, measured, or an accelerator off its datasheet."),
+        "share": (float, 1.0, "of the datasheet's products a second that the run is taken to reach."),
+        "device": (str, "cpu", "of this machine, where it is measured."),
+        "price": (float, 0.0, "of an hour of one device, in any currency; 0 leaves costs out."),
+    }
+    arguments = parse(recipe.function, argv[1:], prog=f"hidistill doctor {recipe.name}", extra=extra)
+    setting = Setting(**{name: arguments.pop(name) for name in extra})
+    return foretell(recipe, arguments, setting)
+
+
 def command(argv: Sequence[str]) -> int:
     """Run the command."""
+    if argv and not argv[0].startswith("-"):
+        return foretold(argv)
     return tyro.cli(doctor, args=argv, prog="hidistill doctor")

@@ -1,12 +1,17 @@
 """`hidistill train RECIPE`: a recipe is a function, and its keyword arguments are the options."""
 
 import ast
+import inspect
+import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, Literal, get_type_hints
 
 from rich.console import Console
 
-USAGE = """usage: hidistill train RECIPE [--out DIR] [--device DEVICE] [OPTIONS]
+USAGE = """usage: hidistill train RECIPE [--out DIR] [--device DEVICE] [--journal NAME ...] [--dry-run N] [OPTIONS]
+       torchrun --nproc-per-node N -m hidistill train RECIPE [...]
 
 RECIPE is one of
 
@@ -36,7 +41,7 @@ def command(argv: Sequence[str]) -> int:
         raise ValueError(f"{argv[0]!r} came before the recipe; write hidistill train RECIPE {argv[0]} ...")
     from hidistill.cli.lookup import find
     from hidistill.cli.options import parse
-    from hidistill.cli.running import carry_out
+    from hidistill.cli.running import Settings, carry_out
 
     recipe = find(argv[0])
     out = (
@@ -45,10 +50,39 @@ def command(argv: Sequence[str]) -> int:
         "the run's folder; one that holds this run is taken up again.",
     )
     device = (str, "cpu", "where the networks run, e.g. cuda; a run may be taken up on another one.")
-    arguments = parse(
-        recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra={"out": out, "device": device}
+    journal = (
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...],
+        (),
+        "where scalars go beside metrics.jsonl; each is an extra of its name, stays on this machine and opens no port.",
     )
-    return carry_out(recipe, arguments, arguments.pop("out"), device=arguments.pop("device"))
+    tf32 = (bool, False, "whether a GPU may make products of float32 in TF32, which has 10 bits behind the point.")
+    compiles = (
+        bool,
+        False,
+        "compile the teacher and the fake score: minutes at the start, for less time in each step.",
+    )
+    dry_run = (int, 0, "print what each of so many processes would take, and start nothing; see hidistill doctor.")
+    extra = {"out": out, "device": device, "journal": journal, "tf32": tf32, "compile": compiles, "dry_run": dry_run}
+    options = settings_options(Settings)
+    arguments = parse(recipe.function, argv[1:], prog=f"hidistill train {recipe.name}", extra=extra | options)
+    where, device, journals, tf32, compiled, dry_run = (arguments.pop(name) for name in extra)
+    settings = Settings(**{name: arguments.pop(name) for name in options})
+    if dry_run:
+        from hidistill.cli.planned import Setting, foretell
+
+        return foretell(recipe, arguments, Setting(processes=dry_run, device=device))
+    how = {"journals": journals, "tf32": tf32, "compiled": compiled}
+    return carry_out(recipe, arguments, where, device=device, settings=settings, **how)
+
+
+def settings_options(settings: type) -> dict[str, tuple[Any, Any, str]]:
+    """The fields of a record as options: type, default, and help from its docstring."""
+    lines = (inspect.getdoc(settings) or "").partition("Args:\n")[2]
+    helps = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", lines, re.MULTILINE))
+    kinds = get_type_hints(settings)
+    return {
+        each.name: (kinds[each.name], each.default, " ".join(helps[each.name].split())) for each in fields(settings)
+    }
 
 
 def folder_name(recipe: str) -> str:

@@ -17,6 +17,7 @@ from hidistill.data.cache import manifest
 from hidistill.data.cache.manifest import NULL, PARTS, CacheError, lines_of
 from hidistill.files import damage
 from hidistill.seeds import shuffled
+from hidistill.share import Drawn
 from hidistill.types import Batch, Cond, Points, Split
 
 
@@ -159,9 +160,20 @@ class Cache:
         Raises:
             CacheError: if there are no latents.
         """
+        return self.drawn(batch_size=batch_size, seed=seed)(step)
+
+    def drawn(self, *, batch_size: int, seed: int) -> Drawn:
+        """The batches of all steps, of which a process reads its own rows alone.
+
+        Raises:
+            CacheError: if there are no latents.
+        """
         self.refuse_without_latents()
-        rows = shuffled(self.count("train"), batch_size=batch_size, step=step, seed=seed)
-        return Batch(widened(self.gathered("train", "x", rows)), self.conditions("train", rows), step)
+
+        def take(rows: Int[Tensor, " n"], step: int) -> Batch:
+            return Batch(widened(self.gathered("train", "x", rows)), self.conditions("train", rows), step)
+
+        return Drawn(lambda step: shuffled(self.count("train"), batch_size=batch_size, step=step, seed=seed), take)
 
     def cond_at(self, step: int, *, batch_size: int, seed: int) -> Cond:
         """The conditions of a step's batch, which a cache of prompts alone has, too."""

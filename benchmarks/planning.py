@@ -1,0 +1,134 @@
+"""What `hidistill doctor` says beforehand against what is then measured: seconds of a step, and memory.
+
+python benchmarks/planning.py [--rounds 3]
+
+A round measures the machine's rates, foretells, and then times the steps; what is printed are medians over the rounds.
+Both are told on one thread by the processor's clock, which stands still while others have the processor: on an idle
+machine it is the wall's.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from math import lcm
+from statistics import median
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from hidistill.recipes import fashion
+from hidistill.scores import markdown
+from hidistill.train.counting import count
+from hidistill.train.experiment import Experiment
+from hidistill.train.loop import steps
+from hidistill.train.planning import plan
+from hidistill.train.rates import measured
+from hidistill.train.stage import Update
+from hidistill.types import Batch
+
+Cases = Mapping[str, Callable[[], Experiment]]
+PERIODS = 4
+"""Of a stage's updates, that are timed."""
+
+
+CASES: dict[str, Callable[[], Experiment]] = {
+    "fashion.distill, batch 16": partial(fashion.distill, batch_size=16),
+    "fashion.distill, batch 32": partial(fashion.distill, batch_size=32),
+    "fashion.distill, batch 64": partial(fashion.distill, batch_size=64),
+}
+"""What is foretold."""
+
+
+def seconds_of(experiment: Experiment) -> Iterator[float]:
+    """Seconds of a step of each stage, on the mean over its updates' periods, the first left out."""
+    for index, stage in enumerate(experiment.stages):
+        period = lcm(*(update.every for update in stage.updates.values()))
+        offset = experiment.offset(index)
+        reports = steps(
+            stage,
+            lambda step, offset=offset: experiment.batch_at(offset + step),
+            seed=experiment.seed,
+            precision=experiment.precision,
+        )
+        taken = []
+        while len(taken) <= PERIODS:
+            began = time.process_time()
+            for _ in islice(reports, period):
+                pass
+            taken.append((time.process_time() - began) / period)
+        yield median(taken[1:])
+
+
+def allocated(update: Update, batch: Batch) -> int:
+    """Most bytes that torch's allocator had given out at once for an update."""
+    parameters = update.parameters()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        loss = update.objective(batch).value.mean()
+        gradients = torch.autograd.grad(loss, parameters)
+    del gradients
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    alive = peak = 0
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def times(cases: Cases, rounds: int) -> list[list[str]]:
+    """Foretold and measured seconds of a step."""
+    lines = [["run", "stage", "GFLOP a step", "foretold, ms", "measured, ms", "foretold / measured", "over the rounds"]]
+    for name, make in cases.items():
+        experiment = make()
+        work = count(experiment)
+        works = [each for updates in work.values() for each in updates.values()]
+        found: dict[str, list[tuple[float, float]]] = {}
+        flops: dict[str, float] = {}
+        for _ in range(rounds):
+            plans = plan(experiment, work, measured(works, precision=experiment.precision, clock=time.process_time))
+            for each, real in zip(plans, seconds_of(experiment), strict=True):
+                found.setdefault(each.name, []).append((each.computing, real))
+                flops[each.name] = each.flops
+        for stage, pairs in found.items():
+            ratios = sorted(said / real for said, real in pairs)
+            said, real = (median(column) for column in zip(*pairs, strict=True))
+            spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+            lines.append(
+                [name, stage, f"{flops[stage] / 1e9:.2f}", f"{1e3 * said:.1f}", f"{1e3 * real:.1f}",
+                 f"{median(ratios):.2f}", spread]
+            )  # fmt: skip
+    return lines
+
+
+def memory(cases: Cases) -> list[list[str]]:
+    """Foretold and measured bytes of each update, beyond what lasts."""
+    lines = [["run", "stage, update", "foretold, MiB", "measured, MiB", "foretold / measured"]]
+    for name, make in cases.items():
+        experiment = make()
+        work = count(experiment)
+        for index, stage in enumerate(experiment.stages):
+            batch = experiment.batch_at(experiment.offset(index))
+            for update in stage.updates.values():
+                for parameter in update.parameters():
+                    parameter.requires_grad_(False)
+            for label, update in stage.updates.items():
+                real, said = allocated(update, batch), work[stage.name][label].peak_bytes
+                cells = (f"{said / 2**20:.1f}", f"{real / 2**20:.1f}", f"{said / real:.3f}")
+                lines.append([name, f"{stage.name}, {label}", *cells])
+    return lines
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="part of the names of the runs that are foretold")
+    torch.set_num_threads(1)
+    given = parser.parse_args()
+    chosen = {name: make for name, make in CASES.items() if given.only in name}
+    sys.stdout.write(markdown(times(chosen, given.rounds)) + "\n" + markdown(memory(chosen)))

@@ -1,0 +1,74 @@
+"""Says what a run would take, and starts nothing."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hidistill.cli.lookup import Recipe
+from hidistill.cli.progress import duration
+from hidistill.scores import markdown
+from hidistill.train.experiment import Experiment
+from hidistill.train.planning import Layout, counted, plan, rows, warning
+from hidistill.train.rates import datasheet, measured
+
+Machine = Literal["here", "H100", "H200", "A100"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """On what a run is planned.
+
+    Args:
+        processes: one for each device.
+        sharded: whether networks, gradients, optimizers and averages are cut into as many parts.
+        machine: this one, measured, or an accelerator off its datasheet.
+        share: of the datasheet's products a second that the run is taken to reach.
+        device: of this machine, where it is measured.
+        price: of an hour of one device; 0 leaves costs out.
+    """
+
+    processes: int = 1
+    sharded: bool = False
+    machine: Machine = "here"
+    share: float = 1.0
+    device: str = "cpu"
+    price: float = 0.0
+
+
+def foretell(recipe: Recipe, arguments: Mapping[str, Any], setting: Setting) -> int:
+    """Print what each process of a run would take: memory by role, products, seconds of a step, hours."""
+    experiment = recipe.function(**arguments)
+    if not isinstance(experiment, Experiment):
+        raise TypeError(f"recipe {recipe.name} returned a {type(experiment).__name__}; a recipe returns an Experiment")
+    say(planned(experiment, setting))
+    return 0
+
+
+def planned(experiment: Experiment, setting: Setting) -> str:
+    """The table of a plan, and what it rests on, in Markdown."""
+    layout = Layout(setting.processes, setting.sharded)
+    work = counted(experiment, layout)
+    if setting.machine == "here":
+        works = [each for updates in work.values() for each in updates.values()]
+        rates = measured(works, precision=experiment.precision, device=setting.device)
+    else:
+        rates = datasheet(setting.machine, share=setting.share)
+    found = plan(experiment, work, rates, layout=layout)
+    seconds = sum(each.steps * each.seconds for each in found)
+    lines = [
+        markdown(rows(found, layout=layout, precision=experiment.precision)),
+        f"Rates: {rates.machine}. In all about {duration(seconds)} for {experiment.total_steps:,} steps, without "
+        "evaluations and checkpoints, nothing of what is sent overlapping with what is computed.",
+    ]
+    if setting.price:
+        hours = seconds / 3600 * setting.processes
+        lines[-1] += (
+            f" That is {hours:,.0f} hours of a device, {hours * setting.price:,.0f} at {setting.price:g} an hour."
+        )
+    return "\n".join([*lines, *filter(None, [warning(found, rates)])]) + "\n"
+
+
+def say(text: str) -> None:
+    """Print a table as it is, whatever the terminal's width."""
+    sys.stdout.write(text)

@@ -1,0 +1,82 @@
+"""What a run would take, from the command line; nothing is started by asking."""
+
+import json
+
+import pytest
+
+from hidistill.cli import main
+
+RECIPE = """
+import torch
+from torch import nn
+
+from hidistill.objectives.flow_matching import FlowMatching
+from hidistill.train.experiment import Experiment
+from hidistill.train.stage import Stage, Update
+from hidistill.types import Batch
+
+
+class Field(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, 2))
+
+    def velocity(self, x_t, *, t, cond):
+        return self.layers(torch.cat([x_t, t[:, None]], 1))
+
+
+def fit(*, steps: int = 3, batch_size: int = 8) -> Experiment:
+    '''Fit a field.'''
+    field = Field()
+    update = Update(FlowMatching(field), torch.optim.Adam(field.parameters(), lr=1e-3))
+
+    def batch_at(step: int) -> Batch:
+        torch.manual_seed(step)
+        return Batch(torch.randn(batch_size, 2), torch.zeros(batch_size))
+
+    return Experiment([Stage("fit", {"field": update}, steps)], {"field": field}, batch_at, seed=0)
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "own.py").write_text(RECIPE)
+    return f"{tmp_path / 'own.py'}:fit"
+
+
+def table_of(text):
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+def test_doctor_foretells_a_recipe(recipe, capsys):
+    options = ["--batch-size", "16", "--processes", "2", "--machine", "H100", "--price", "2"]
+    assert main(["doctor", recipe, *options]) == 0
+    text = capsys.readouterr().out
+    found = table_of(text)
+    assert found["batch"] == ["8 of 16"]
+    assert found["memory: field"] == ["0.0 MiB"]  # 98 numbers
+    assert found["products: update field"] == [f"{(2 * 1280 + 2 * 8 * 16 * 2) / 1e12:.4g} T"]
+    assert "Rates: H100, its datasheet" in text
+    assert "at 2 an hour" in text
+
+
+def test_a_dry_run_starts_nothing(recipe, tmp_path, capsys):
+    assert main(["train", recipe, "--out", str(tmp_path / "run"), "--dry-run", "4"]) == 0
+    text = capsys.readouterr().out
+    assert table_of(text)["batch"] == ["2 of 8"]
+    assert "Rates: measured here" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_split_is_bad_input(recipe, capsys):
+    assert main(["train", recipe, "--dry-run", "3"]) == 2
+    assert "cannot be split evenly over 3 processes" in capsys.readouterr().err
+
+
+def test_a_run_keeps_the_journals_that_it_was_asked_for(recipe, tmp_path):
+    out = tmp_path / "run"
+    assert main(["train", recipe, "--out", str(out), "--journal", "tensorboard"]) == 0
+    assert list((out / "tensorboard").glob("events.out.tfevents.*"))
+    pace = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["pace"]
+    assert {"samples_per_second", "flops_per_second", "utilization", "data_share", "memory_mib"} <= pace.keys()

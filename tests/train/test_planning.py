@@ -1,0 +1,188 @@
+"""What a plan says, against closed forms and against what is really allocated."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_run import Field, adam, batch_at, build
+from torch.profiler import ProfilerActivity, profile
+
+from hidistill.derivative import Forward
+from hidistill.discriminators.adaptive import Adaptive
+from hidistill.guidance import Guided
+from hidistill.objectives.flow_matching import FlowMatching
+from hidistill.recipes.sizes import on_paper
+from hidistill.recipes.stages import refine, sketch
+from hidistill.teachers.dit import DiT, Size
+from hidistill.train.counting import Op, Uncountable, count, count_update
+from hidistill.train.driver import execute
+from hidistill.train.experiment import Experiment
+from hidistill.train.planning import Layout, counted, plan, rows, warning
+from hidistill.train.rates import Curve, datasheet, measured
+from hidistill.train.stage import Stage, Update
+from hidistill.types import Batch
+
+H100 = datasheet("H100")
+
+
+def small(**changes):
+    size = Size(32, 2, 2)
+    sides = {"image_size": 8, "classes": 10, "batch_size": 8, "sketch_steps": 10, "refine_steps": 10}
+    return on_paper(size=size, **sides | changes)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return small()
+
+
+@pytest.fixture(scope="module")
+def work(run):
+    """On one process, and on each of two."""
+    return {n: counted(run, Layout(n)) for n in (1, 2)}
+
+
+def test_a_plan_holds_every_role_and_a_shard_is_a_part_of_it(run, work):
+    (first, second) = plan(run, work[1], H100)
+    weights = sum(p.numel() for p in run.modules["student"].parameters())
+    assert weights < first.memory["student"] / 4 < 1.1 * weights + 1000  # and buffers: positions, frequencies
+    assert first.memory["optimizers"] == 8 * weights
+    assert first.memory["gradients"] == 4 * weights
+    assert first.memory["averages"] == 2 * first.memory["student"]
+    moving = sum(p.numel() for role in ("fake", "discriminator") for p in run.modules[role].parameters())
+    assert second.memory["optimizers"] == 8 * (2 * weights + moving)  # the sketch's stays
+    (_, replicated) = plan(run, work[2], H100, layout=Layout(2))
+    (_, sharded) = plan(run, work[2], H100, layout=Layout(2, sharded=True))
+    assert sharded.memory["student"] == replicated.memory["student"] // 2
+    assert sharded.memory["optimizers"] == replicated.memory["optimizers"] // 2
+    assert sharded.memory["activations"] == replicated.memory["activations"]
+    assert sharded.sending > replicated.sending > 0
+    assert (replicated.samples, second.samples) == (8, 8)
+
+
+def test_products_and_activations_go_with_the_rows(run, work):
+    one, four = (plan(run, work[n], H100, layout=Layout(n)) for n in (1, 2))
+    for a, b in zip(one, four, strict=True):
+        assert a.flops == pytest.approx(2 * b.flops, rel=0.05)  # heads and embeddings have terms of their own
+        assert a.memory["activations"] > 1.5 * b.memory["activations"]
+
+
+def test_a_student_that_moves_rarely_costs_less(run, work):
+    (_, refined) = plan(run, work[1], H100)
+    critics, student = (refined.work[name].flops for name in ("critics", "student"))
+    assert refined.work["student"].every == 5
+    assert refined.flops == pytest.approx(critics + student / 5)
+
+
+def test_a_batch_that_cannot_be_split_is_refused(run):
+    with pytest.raises(ValueError, match="a batch of 8 cannot be split evenly over 3 processes; use a multiple"):
+        counted(run, Layout(3))
+    with pytest.raises(ValueError, match="processes=0"):
+        Layout(0)
+
+
+def test_networks_without_numbers_are_not_trained(run, tmp_path):
+    with pytest.raises(ValueError, match=r"student has shapes and no numbers.*hidistill doctor"):
+        execute(run, tmp_path / "run", recipe="x", arguments={})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_has_a_column_for_each_stage(run, work):
+    layout = Layout(2)
+    table = rows(plan(run, work[2], H100, layout=layout), layout=layout, precision="bfloat16")
+    assert {len(line) for line in table} == {3}
+    labels = [line[0] for line in table]
+    for label in ("memory: student", "memory: activations", "products: update critics", "hours"):
+        assert label in labels
+
+
+def test_too_little_memory_is_said(run, work):
+    plans = plan(run, work[1], H100)
+    assert not warning(plans, H100)
+    assert not warning(plans, replace(H100, memory=0.0))
+    assert "does not fit" in warning(plans, replace(H100, memory=1.05 * max(each.total for each in plans)))
+
+
+def test_a_datasheet_gives_the_larger_of_two_times():
+    assert H100.seconds(Op("product", int(989e12), 0, half=True)) == pytest.approx(1.0, rel=1e-3)
+    assert H100.seconds(Op("product", 0, int(3.35e12), half=True)) == pytest.approx(1.0, rel=1e-3)
+    assert H100.seconds(Op("light", 0, int(3.35e12), half=False)) == pytest.approx(1.0, rel=1e-3)
+    assert datasheet("H100", share=0.5).seconds(Op("product", int(989e12), 0, half=True)) == pytest.approx(2, rel=1e-3)
+    with pytest.raises(ValueError, match="'B9000' is unknown; there are H100"):
+        datasheet("B9000")
+    with pytest.raises(ValueError, match=r"share=1\.5"):
+        datasheet("H100", share=1.5)
+
+
+def test_a_curve_passes_through_its_points_and_goes_on_in_proportion():
+    curve = Curve([(1.0, 2.0), (100.0, 20.0)])
+    assert curve(0.1) == 2.0
+    assert curve(1.0) == pytest.approx(2.0)
+    assert curve(10.0) == pytest.approx(40**0.5)
+    assert curve(1000.0) == pytest.approx(200.0)
+
+
+def test_measured_rates_grow_with_the_size():
+    rates = measured()
+    for table in (rates.products["product"], rates.light, rates.heavy, rates.update):
+        assert 0 < table(1e3) <= table(1e9)
+
+
+def allocated(update, batch):
+    """The most bytes that torch's allocator had given out at once for an update, as its profiler saw them."""
+    parameters = update.parameters()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        loss = update.objective(batch).value.mean()
+        gradients = torch.autograd.grad(loss, parameters)
+    del gradients
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def test_memory_is_what_the_allocator_gave_out():
+    """Within 10 %, for every update of both stages of a small network."""
+    teacher = DiT(image_size=16, channels=3, classes=10, size=Size(64, 2, 4)).requires_grad_(False)
+    student, fake = teacher.student().requires_grad_(False), DiT.from_config(teacher.config).requires_grad_(False)
+    head, guided = Adaptive(teacher.feature_channels).requires_grad_(False), Guided(teacher, 1.5)
+    batch = Batch(torch.randn(16, 3, 16, 16), torch.arange(16) % 10)
+    stages = [
+        sketch(student, guided, steps=10, derivative=Forward()),
+        refine(student, guided, fake, head, steps=10),
+    ]
+    for stage in stages:
+        for name, update in stage.updates.items():
+            update.objective(batch)  # what is made once, such as position embeddings, is not the step's
+            said = count_update(update, batch, [teacher, student, fake, head]).peak_bytes
+            assert said == pytest.approx(allocated(update, batch), rel=0.1), (stage.name, name)
+
+
+def test_counting_changes_nothing():
+    run = build(4)
+    before = {f"{r}/{n}": v.clone() for r, m in run.modules.items() for n, v in m.state_dict().items()}
+    state = torch.get_rng_state()
+    found = count(run)
+    assert {stage: list(updates) for stage, updates in found.items()} == {
+        stage.name: list(stage.updates) for stage in run.stages
+    }
+    after = {f"{r}/{n}": v for r, m in run.modules.items() for n, v in m.state_dict().items()}
+    assert all(type(v) is torch.Tensor and torch.equal(v, before[name]) for name, v in after.items())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_what_looks_at_numbers_cannot_be_counted():
+    class Looking(Field):
+        def velocity(self, x_t, *, t, cond):
+            return super().velocity(x_t, t=t, cond=cond) * (1.0 if x_t.sum().item() > 0 else 2.0)
+
+    field = Looking()
+    stage = Stage("fit", {"student": Update(FlowMatching(field), adam(field))}, 2)
+    with pytest.raises(Uncountable, match="FlowMatching cannot be counted"):
+        count(Experiment([stage], {"student": field}, batch_at, seed=0))
