@@ -138,7 +138,7 @@ class Gallery:
 
     def rows(self, index: Int[Tensor, " n"]) -> "Gallery":
         """Some of the pictures, with the features that are known of them."""
-        known = {
+        known: dict[Hashable, Any] = {
             key: value[index] for key, value in self.memory.items() if isinstance(key, tuple) and key[0] == "features"
         }
         images = self.images[index] if len(self.images) == len(self.labels) else self.images

@@ -24,6 +24,8 @@ COMMANDS = {
     "experiment": "put a question to a grid of runs over seeds: hidistill experiment NAME",
     "sample": "draw images from a run or a weights file",
     "evaluate": "measure a finished run again, with other numbers of samples and steps",
+    "compare": "which differences between evaluated runs are resolved",
+    "score": "judge pictures that are there already: folders and .npz batches, against a reference",
     "report": "write a run's report.html and pictures again",
     "export": "write a student as a diffusers folder, or as one safetensors or ONNX file",
     "list": "the recipes: what each needs, and the number it reaches",

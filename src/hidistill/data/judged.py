@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +26,17 @@ IMAGES, LABELS = ("arr_0", "images"), ("arr_1", "labels")
 """Names of the arrays in a batch: the ADM evaluator's, and those of `hidistill sample --npz`."""
 STATISTICS = {"pooled": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 GRAY, COLOR = ("L", "1"), ("RGB",)
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A file that is read from its start."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes."""
+        ...
+
+
 Blocks = Callable[[], Iterator[UInt8[Tensor, "b c h w"]]]
 
 
@@ -188,7 +200,7 @@ def archive(path: Path) -> zipfile.ZipFile:
         raise ValueError(f"{path} is no readable .npz file ({error}); copy or write it again") from error
 
 
-def begin(file: zipfile.ZipExtFile, path: Path) -> tuple[tuple[int, ...], np.dtype]:  # type: ignore[type-arg]
+def begin(file: Reader, path: Path) -> tuple[tuple[int, ...], np.dtype]:  # type: ignore[type-arg]
     """Read the head of an array: its shape and type; objects, which need pickle, are refused."""
     try:
         version = np.lib.format.read_magic(file)

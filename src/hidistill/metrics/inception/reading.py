@@ -64,13 +64,18 @@ class Read(NamedTuple):
     original: bool
 
 
-def read(path: Path, published: tuple[Published, ...] = PUBLISHED) -> Read:
+def read(path: Path, published: tuple[Published, ...] | None = None) -> Read:
     """The network with the weights of a file, whose sum is checked before anything in it is looked at.
+
+    Args:
+        path: the file.
+        published: the files that are accepted; None is `PUBLISHED`.
 
     Raises:
         FileNotFoundError: if there is no file.
         WeightsError: if it is another file, or holds another network.
     """
+    published = PUBLISHED if published is None else published
     if not path.is_file():
         known = ", ".join(name for each in published for name in each.names)
         raise FileNotFoundError(
