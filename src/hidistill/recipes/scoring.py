@@ -168,7 +168,8 @@ def judges_of(
         found = Spaces.of(inception, device=device)
         pooled, spatial = Pooled(found), Spatial(found)
         fid, sfid = ("fid", "sfid") if found.original else ("fd", "fd")
-        kept(pooled), kept(spatial)
+        kept(pooled)
+        kept(spatial)
         metrics += [FrechetDistance(pooled, fid), InceptionScore(pooled)]
         if "spatial" in known or (real and not known):
             metrics.append(FrechetDistance(spatial, sfid))
