@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "run a recipe: hidistill train RECIPE --out DIR",
     "experiment": "put a question to a grid of runs over seeds: hidistill experiment NAME",
     "sample": "draw images from a run or a weights file",
+    "draw": "draw thousands of images, over hours and processes; also for GenEval and the ADM evaluator",
     "evaluate": "measure a finished run again, with other numbers of samples and steps",
     "compare": "which differences between evaluated runs are resolved",
     "score": "judge pictures that are there already: folders and .npz batches, against a reference",
