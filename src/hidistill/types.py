@@ -141,8 +141,7 @@ class Gallery:
         known: dict[Hashable, Any] = {
             key: value[index] for key, value in self.memory.items() if isinstance(key, tuple) and key[0] == "features"
         }
-        images = self.images[index] if len(self.images) == len(self.labels) else self.images
-        return Gallery(images, self.labels[index], self.classes, known)
+        return Gallery(self.images[index], self.labels[index], self.classes, known)
 
 
 @dataclass(frozen=True, eq=False)

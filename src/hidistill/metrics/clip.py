@@ -48,7 +48,7 @@ def read_model(folder: Path) -> tuple[Any, Any, str]:
     try:
         with without_bars():
             found, report = library("transformers").CLIPModel.from_pretrained(folder, **loading)
-        tokenizer = library("transformers").CLIPTokenizer.from_pretrained(folder, **options)
+        tokenizer = library("transformers").AutoTokenizer.from_pretrained(folder, **options)
     except ModuleNotFoundError:
         raise
     except Exception as error:  # transformers and safetensors raise many kinds for one thing

@@ -147,7 +147,7 @@ def looked_at(
         for space, memory in zip(spaces, kept, strict=True):
             features[space].append(memory(images))
         tell(name, start + len(images), len(paths))
-    gallery = Gallery(torch.zeros(0, 3, 1, 1), torch.zeros(len(paths), dtype=torch.long))
+    gallery = Gallery(torch.zeros(len(paths), 3, 0, 0), torch.zeros(len(paths), dtype=torch.long))
     for space, parts in features.items():
         gallery.memory["features", space] = torch.cat(parts)
     return gallery
@@ -161,4 +161,4 @@ def pixels(paths: Sequence[Path], size: tuple[int, int], first: str) -> Images:
 
 def blank() -> Gallery:
     """No pictures."""
-    return Gallery(torch.zeros(0, 3, 1, 1), torch.zeros(0, dtype=torch.long))
+    return Gallery(torch.zeros(0, 3, 0, 0), torch.zeros(0, dtype=torch.long))

@@ -72,7 +72,7 @@ def score(
     for kind, space in zip(("pooled", "spatial"), spaces, strict=False):
         if kind in known and inception is not None:
             shown.memory["moments", plain(space)] = Moments(*known[kind])
-    if real and len(shown.images):
+    if real and shown.images.numel():
         metrics = [*metrics, HighFrequencyRatio(), *([RadialSpectrum()] if min(real.shape[1:]) >= LEAST else [])]
     notes = [note for space in spaces if (note := too_few(n, dimension(space), space.name))]
     notes += [f"{each.path.name}: {labels_in_words(each, n)}" for each in sets]
@@ -216,7 +216,7 @@ def gallery(pictures: Judged, count: int | None, spaces: Sequence[FeatureSpace],
         if whole:
             parts.append(images)
         tell(pictures.path.name, number * BLOCK + len(images), n)
-    images = torch.cat(parts) if parts else torch.zeros(0, channels, height, width)
+    images = torch.cat(parts) if parts else torch.zeros(n, channels, 0, 0)
     labels = torch.zeros(n, dtype=torch.long) if pictures.labels is None else pictures.labels[:n]
     found = Gallery(images, labels)
     for space, values in features.items():
