@@ -81,6 +81,9 @@ def test_statistics_that_do_not_fit(tmp_path, known):
     np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64))
     with pytest.raises(ValueError, match=r"mu and sigma alone, .*say --inception WEIGHTS"):
         score((samples,), reference=tmp_path / "other.npz", out=tmp_path / "c")
+    np.savez(tmp_path / "half.npz", mu_s=np.zeros(64), sigma_s=np.eye(64))
+    with pytest.raises(ValueError, match="has mu_s and sigma_s alone"):
+        score((samples,), reference=tmp_path / "half.npz", inception=known, out=tmp_path / "c")
     with pytest.raises(ValueError, match="statistics of 64 and 2048 features"):
         score((samples,), reference=tmp_path / "other.npz", inception=known, out=tmp_path / "c")
 

@@ -42,10 +42,19 @@ def inception_protocol(path: Path, *, device: str = "cpu") -> Protocol:
 
 
 def dinov2_protocol(folder: Path, *, device: str = "cpu") -> Protocol:
-    """Fréchet distance, precision and recall in DINOv2's features."""
-    space = DINOv2(folder, device=device)
-    metrics: list[Metric] = [FrechetDistance(space), Neighbors(space, NEAREST, REFERENCES)]
-    return Protocol(metrics, {space: "the class token of a DINOv2, named by its width and its weights' sum"})
+    """The judges of one space, in DINOv2's features."""
+    return space_protocol(DINOv2(folder, device=device), "the class token of a DINOv2, named by width and weights' sum")
+
+
+def space_protocol(space: FeatureSpace, words: str) -> Protocol:
+    """Fréchet distance and its limit, kernel distance, precision and recall in another space than the original's."""
+    metrics = [
+        FrechetDistance(space),
+        FrechetLimit(space),
+        KernelDistance(space),
+        Neighbors(space, NEAREST, REFERENCES),
+    ]
+    return Protocol(metrics, {space: words})
 
 
 def with_opinions(judges: Jury, *, full: bool, inception: Path | None, dinov2: Path | None, device: str) -> Jury:

@@ -1,7 +1,7 @@
 """Judges pictures that are there already, whoever drew them: folders and `.npz` batches against a reference."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -14,23 +14,24 @@ from hidistill.data.judged import BLOCK, Judged, read, statistics
 from hidistill.evaluate import judged, left_out
 from hidistill.files import facts
 from hidistill.metrics.cached import Cached
-from hidistill.metrics.dinov2 import DINOv2
 from hidistill.metrics.efficientnet import EfficientNetLite0
 from hidistill.metrics.frechet import FrechetDistance, FrechetLimit, Moments, too_few
-from hidistill.metrics.inception import InceptionScore, Pooled, Spaces, Spatial
+from hidistill.metrics.inception import InceptionScore, Spatial
 from hidistill.metrics.kernel import KernelDistance
 from hidistill.metrics.neighbors import Neighbors
 from hidistill.metrics.sharpness import HighFrequencyRatio
 from hidistill.metrics.spectrum import LEAST, RadialSpectrum
 from hidistill.recipes import tables
-from hidistill.recipes.opinions import NEAREST, REFERENCES
+from hidistill.recipes.opinions import Protocol, dinov2_protocol, inception_protocol, space_protocol
 from hidistill.scores import Evaluation, Row
-from hidistill.types import FeatureSpace, Gallery, Metric, Samples
+from hidistill.types import Gallery, Metric, Samples
 
 logger = logging.getLogger(__name__)
 
 PIXELS = 400_000_000
 """Pixel values up to which pictures are held in memory, for the judges that look at pixels."""
+QUICK = 5000
+"""Pictures up to which neighbors are looked for again without each group."""
 Progress = Callable[[str, int, int], object]
 
 
@@ -66,14 +67,16 @@ def score(
     n = sets[0].count if count is None else count
     known = statistics(reference)
     real = reference_of(reference, known, sets[0])
-    spaces, metrics, words = judges_of(inception, dinov2, known, real, out, device=device)
+    judges = judges_of(inception, dinov2, known, real=real is not None, device=device)
+    spaces, metrics = [Cached(space, out / "features") for space in judges.spaces], [*judges.metrics]
+    words = {space.name: text for space, text in judges.spaces.items()}
     tell = on_progress or (lambda *_: None)
     shown = gallery(real, None, spaces, tell) if real else Gallery(torch.zeros(0, 1, 1, 1), torch.zeros(0).long())
     for kind, space in zip(("pooled", "spatial"), spaces, strict=False):
         if kind in known and inception is not None:
-            shown.memory["moments", plain(space)] = Moments(*known[kind])
+            shown.memory["moments", space.space] = Moments(*known[kind])
     if real and shown.images.numel():
-        metrics = [*metrics, HighFrequencyRatio(), *([RadialSpectrum()] if min(real.shape[1:]) >= LEAST else [])]
+        metrics += [HighFrequencyRatio(), *([RadialSpectrum()] if min(real.shape[1:]) >= LEAST else [])]
     notes = [note for space in spaces if (note := too_few(n, dimension(space), space.name))]
     notes += [f"{each.path.name}: {labels_in_words(each, n)}" for each in sets]
     rows = []
@@ -81,8 +84,7 @@ def score(
         drawn = gallery(each, n, spaces, tell)
         row_samples = Samples(drawn, shown)
         numbers = judged(row_samples, metrics, each.path.name)
-        fit = [metric for metric in metrics if not isinstance(metric, KernelDistance | FrechetLimit)]
-        left = left_out(row_samples, fit, groups, each.path.name)
+        left = left_out(row_samples, [metric for metric in metrics if quick(metric, n)], groups, each.path.name)
         rows.append(Row(each.path.name, "samples", n, metrics=numbers, left_out=left))
     evaluation = Evaluation(
         n, 0, named(reference, real), [metric.name for metric in metrics], words, tuple(rows), "as given", tuple(notes)
@@ -126,7 +128,7 @@ def refuse_shape(one: Judged, other: Judged) -> None:
         )
 
 
-def reference_of(path: Path, known: dict[str, tuple[Tensor, Tensor]], samples: Judged) -> Judged | None:
+def reference_of(path: Path, known: Mapping[str, tuple[Tensor, Tensor]], samples: Judged) -> Judged | None:
     """The reference's pictures; None where it has statistics alone.
 
     Raises:
@@ -137,6 +139,8 @@ def reference_of(path: Path, known: dict[str, tuple[Tensor, Tensor]], samples: J
     except ValueError:
         if not known:
             raise
+        if "pooled" not in known:
+            raise ValueError(f"{path} has mu_s and sigma_s alone; a reference has mu and sigma, or pictures") from None
         return None
     refuse_shape(found, samples)
     return found
@@ -145,66 +149,48 @@ def reference_of(path: Path, known: dict[str, tuple[Tensor, Tensor]], samples: J
 def judges_of(
     inception: Path | None,
     dinov2: Path | None,
-    known: dict[str, tuple[Tensor, Tensor]],
-    real: Judged | None,
-    out: Path,
+    known: Mapping[str, tuple[Tensor, Tensor]],
     *,
+    real: bool,
     device: str,
-) -> tuple[list[FeatureSpace], list[Metric], dict[str, str]]:
-    """Feature spaces (Inception's two first), judges, and the spaces in words.
+) -> Protocol:
+    """Judges and their spaces, Inception's two first: those that a reference of pictures or of statistics allows.
 
     Raises:
         ValueError: if the reference has statistics alone, of which nobody knows in which space they are.
     """
-    spaces: list[FeatureSpace] = []
-    metrics: list[Metric] = []
-    words: dict[str, str] = {}
-
-    def kept(space: FeatureSpace) -> Cached:
-        spaces.append(Cached(space, out / "features"))
-        return spaces[-1]  # type: ignore[return-value]
-
-    if inception is not None:
-        found = Spaces.of(inception, device=device)
-        pooled, spatial = Pooled(found), Spatial(found)
-        fid, sfid = ("fid", "sfid") if found.original else ("fd", "fd")
-        kept(pooled)
-        kept(spatial)
-        metrics += [FrechetDistance(pooled, fid), InceptionScore(pooled)]
-        if "spatial" in known or (real and not known):
-            metrics.append(FrechetDistance(spatial, sfid))
-        if real:
-            metrics += [KernelDistance(pooled), Neighbors(pooled, NEAREST, REFERENCES)]
-        text = "the original FID network" if found.original else "an Inception graph whose sum is not known: not FID"
-        words[pooled.name] = text
-    elif real is None:
+    if inception is None and not real:
         raise ValueError(
             "the reference has mu and sigma alone, which belong to one network; say --inception WEIGHTS, of the "
             "network that they were made with"
         )
-    if real:
-        others: list[FeatureSpace] = [] if dinov2 is None else [DINOv2(dinov2, device=device)]
-        if inception is None:
-            others.append(EfficientNetLite0())
-        for space in others:
-            kept(space)
-            metrics += [FrechetDistance(space), FrechetLimit(space), KernelDistance(space)]
-            metrics.append(Neighbors(space, NEAREST, REFERENCES))
-            words[space.name] = "not FID"
-    return spaces, metrics, words
+    found = [] if inception is None else [inception_protocol(inception, device=device)]
+    if real and dinov2 is not None:
+        found.append(dinov2_protocol(dinov2, device=device))
+    if real and inception is None:
+        found.append(space_protocol(EfficientNetLite0(), "1280 features of EfficientNet-Lite0 at 64 pixels: not FID"))
+
+    def possible(metric: Metric) -> bool:
+        if isinstance(metric, FrechetDistance) and isinstance(metric.space, Spatial):
+            return "spatial" in known if known else real
+        return real or isinstance(metric, FrechetDistance | InceptionScore)
+
+    metrics = [metric for protocol in found for metric in protocol.metrics if possible(metric)]
+    return Protocol(metrics, {space: words for protocol in found for space, words in protocol.spaces.items()})
 
 
-def plain(space: FeatureSpace) -> FeatureSpace:
-    """The space without its memory on the disk."""
-    return space.space if isinstance(space, Cached) else space
+def quick(metric: Metric, n: int) -> bool:
+    """Whether a judge is asked again for every left-out group."""
+    dear = isinstance(metric, KernelDistance | FrechetLimit) or (isinstance(metric, Neighbors) and n > QUICK)
+    return not dear
 
 
-def dimension(space: FeatureSpace) -> int:
+def dimension(space: Cached) -> int:
     """Number of features."""
-    return plain(space)(torch.zeros(1, 3, 32, 32)).shape[1]
+    return space.space(torch.zeros(1, 3, 32, 32)).shape[1]
 
 
-def gallery(pictures: Judged, count: int | None, spaces: Sequence[FeatureSpace], tell: Progress) -> Gallery:
+def gallery(pictures: Judged, count: int | None, spaces: Sequence[Cached], tell: Progress) -> Gallery:
     """The pictures with their features in every space, block by block; without the pixels where they are too many."""
     n = pictures.count if count is None else count
     channels, height, width = pictures.shape
@@ -220,7 +206,7 @@ def gallery(pictures: Judged, count: int | None, spaces: Sequence[FeatureSpace],
     labels = torch.zeros(n, dtype=torch.long) if pictures.labels is None else pictures.labels[:n]
     found = Gallery(images, labels)
     for space, values in features.items():
-        found.memory["features", plain(space)] = torch.cat(values)
+        found.memory["features", space.space] = torch.cat(values)
     return found
 
 
