@@ -49,7 +49,7 @@ class KernelDistance:
     Args:
         space: where images are compared.
         subsets: how many are drawn, without replacement within one.
-        size: images of a subset; fewer where there are fewer.
+        size: images of a subset; half of them where there are no more than that.
         seed: of the subsets, which are the same for every row.
     """
 
@@ -71,7 +71,8 @@ class KernelDistance:
     def __call__(self, samples: Samples) -> Mapping[str, float]:
         """The numbers `kid/SPACE` and `kid_std/SPACE`."""
         real, generated = samples.real.features(self.space), samples.generated.features(self.space)
-        size = min(self.size, len(real), len(generated))
+        least = min(len(real), len(generated))
+        size = self.size if least > self.size else least // 2  # of whole sets all subsets would be the same
         values = torch.tensor([self.once(real, generated, size, i) for i in range(self.subsets)], dtype=torch.float64)
         name = self.space.name
         return {f"kid/{name}": values.mean().item(), f"kid_std/{name}": values.std().item()}
