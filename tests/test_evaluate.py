@@ -1,21 +1,32 @@
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 
 from hidistill.codecs import Pixels
 from hidistill.data.fashion import bundled
-from hidistill.evaluate import Contestant, Given, balanced_labels, balanced_subset, draw, evaluate, seeds_of
+from hidistill.evaluate import (
+    Contestant,
+    Given,
+    balanced_labels,
+    balanced_subset,
+    draw,
+    evaluate,
+    left_out,
+    seeds_of,
+    uniform_labels,
+)
 from hidistill.metrics.diversity import IntraClassDiversity
 from hidistill.metrics.endpoint import EndDistance
 from hidistill.metrics.frechet import FrechetDistance
 from hidistill.metrics.neighbors import Neighbors
 from hidistill.metrics.sharpness import HighFrequencyRatio
 from hidistill.sampling import jump
-from hidistill.scores import Evaluation
+from hidistill.scores import Evaluation, Row, jackknife_error
 from hidistill.seeds import normal
 from hidistill.teachers.dit import DiT
-from hidistill.types import Gallery, Split
+from hidistill.types import Gallery, Samples, Split
 
 N, SEED, SHAPE = 100, 5, (1, 28, 28)
 
@@ -225,3 +236,76 @@ def test_labels_and_subsets_are_balanced():
     assert taken.images.flatten().tolist() == [0, 1, 3, 4, 5]
     unlabelled = Split(split.images, torch.zeros(9, dtype=torch.int64), ())
     assert balanced_subset(unlabelled, 4).images.flatten().tolist() == [0, 1, 2, 3]
+
+
+class Mean:
+    name = "mean"
+
+    def __call__(self, samples):
+        return {"mean": samples.generated.images.double().mean().item()}
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error():
+    values = torch.rand(40, dtype=torch.float64)
+    gallery = Gallery(values[:, None, None, None], torch.zeros(40, dtype=torch.long))
+    without = left_out(Samples(gallery, gallery), [Mean()], 40, "x")["mean"]
+    row = Row("x", "student", 40, metrics={"mean": values.mean().item()}, left_out={"mean": without})
+    assert row.error("mean") == pytest.approx(values.std().item() / 40**0.5, rel=1e-9)
+    assert row.error("other") is None
+    assert jackknife_error([1.0, 1.0]) == 0
+
+
+def test_every_number_is_taken_without_each_group_and_ends_go_along(held_out):
+    images = held_out.images.float() / 255
+    settings = {"n": N, "seed": SEED, "codec": Pixels(), "shape": SHAPE, "real": Gallery.of(held_out)}
+    metrics = [*METRICS, EndDistance()]
+    rows = [one("same", Lookup(images)), one("teacher", Lookup(images), kind="teacher")]
+    found = evaluate(rows, metrics=metrics, reference="teacher", groups=4, latency=False, **settings)
+    for row in found.rows:
+        assert set(row.left_out) == set(row.metrics)
+        assert all(len(values) == 4 for values in row.left_out.values())
+        assert row.left_out["end_distance"] == [0, 0, 0, 0]
+        assert np.allclose(row.left_out["precision/thumbnails"], 1)
+    few = evaluate(rows[:1], metrics=metrics, groups=4, grouped=[Mean()], **settings)
+    assert set(few.rows[0].left_out) == {"mean"}
+
+
+def test_what_is_kept_comes_back(tmp_path, held_out):
+    settings = {"n": N, "seed": SEED, "codec": Pixels(), "shape": SHAPE, "real": Gallery.of(held_out)}
+    contestant = one("timed", lambda noise, cond: noise)
+    found = evaluate([contestant], metrics=[Mean()], groups=2, latency=True, notes=["few"], **settings)
+    assert 0 < found.rows[0].latency_seconds < 1
+    found.save(tmp_path / "evaluation.json")
+    back = Evaluation.load(tmp_path / "evaluation.json")
+    assert [row.left_out for row in back.rows] == [row.left_out for row in found.rows]
+    assert (list(back.notes), back.labels) == (["few"], "in turn")
+
+
+def test_labels_that_are_drawn_are_said_to_be():
+    labels = uniform_labels(1000, 10, seed=3)
+    assert torch.equal(labels, uniform_labels(1000, 10, seed=3))
+    counts = torch.bincount(labels, minlength=10)
+    assert counts.min() > 60
+    assert counts.max() < 140
+    assert counts.unique().numel() > 1
+    seen = []
+
+    def remember(noise, cond):
+        seen.append(cond)
+        return noise
+
+    settings = {"seed": 0, "codec": Pixels(), "shape": SHAPE, "metrics": [Mean()]}
+    real = Gallery.of(balanced_subset(bundled("test"), 20))
+    found = evaluate([one("x", remember)], n=20, labels=labels[:20], real=real, **settings)
+    assert found.labels == "uniform"
+    assert torch.equal(torch.cat(seen), labels[:20])
+    with pytest.raises(ValueError, match="has labels = uniform, this one in turn"):
+        evaluate([one("x", remember)], n=20, real=real, done=found, **settings)
+
+
+@pytest.mark.parametrize("groups", [1, 11])
+def test_groups_out_of_range(groups):
+    real = Gallery.of(balanced_subset(bundled("test"), 20))
+    settings = {"seed": 0, "codec": Pixels(), "shape": SHAPE, "metrics": [Mean()]}
+    with pytest.raises(ValueError, match=f"{groups} groups of 20 images: intervals need 2 groups of 2"):
+        evaluate([one("x", lambda noise, cond: noise)], n=20, real=real, groups=groups, **settings)

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -146,6 +147,11 @@ def evaluate(
     cond: Cond | None = None,
     reference: str | None = None,
     features: Mapping[str, str] | None = None,
+    labels: Labels | None = None,
+    notes: Sequence[str] = (),
+    groups: int = 0,
+    grouped: Sequence[Metric] | None = None,
+    latency: bool = False,
     batch_size: int = BATCH,
     device: str = "cpu",
     done: Evaluation | None = None,
@@ -165,6 +171,11 @@ def evaluate(
         cond: conditions of the n images; None is labels in turn.
         reference: name of the contestant, the teacher in many steps, whose images are everybody's ends.
         features: what each feature space is, in words, for the record.
+        labels: classes that are asked for, one per image; None is in turn.
+        notes: what a reader should know, for the record.
+        groups: if 2 or more, every number is taken again without each of so many runs of images, for intervals.
+        grouped: the judges that this is done with; None is all of them.
+        latency: whether the time of a single image is measured too.
         batch_size: images per batch; does not change an image.
         device: where sampling happens.
         done: an evaluation that was interrupted; its rows are kept, and only the missing ones are made.
@@ -175,10 +186,14 @@ def evaluate(
         ValueError: if names repeat, there are other than n conditions, the reference does not draw, or `done` is
             another evaluation than this one.
     """
-    blank = Evaluation(n, seed, identity(real), [metric.name for metric in metrics], dict(features or {}))
+    kind = "in turn" if labels is None else "uniform"
+    judges = [metric.name for metric in metrics]
+    blank = Evaluation(n, seed, identity(real), judges, dict(features or {}), labels=kind, notes=tuple(notes))
+    refuse_groups(groups, n)
     rows = {row.name: row for row in done.rows} if done else {}
     check(contestants, reference, blank, done)
-    labels, seeds = balanced_labels(n, len(real.classes)), seeds_of(n, seed)
+    seeds = seeds_of(n, seed)
+    labels = balanced_labels(n, len(real.classes)) if labels is None else labels
     asked = labels if cond is None else cond
     given = len(asked) if isinstance(asked, Tensor) else len(next(iter(asked.values())))
     if given != n:
@@ -196,6 +211,7 @@ def evaluate(
         names = [one.name for one in contestants] + list(rows)
         return replace(blank, rows=tuple(rows[name] for name in dict.fromkeys(names) if name in rows))
 
+    first = cond_on(rows_of(asked, slice(0, 1)), device)
     missing = [one for one in contestants if one.name not in rows]
     wanted = any(isinstance(one, Contestant) for one in missing)
     ends = next(
@@ -207,11 +223,54 @@ def evaluate(
         else:
             images, seconds = ends if ends and one.name == reference else drawn_by(one)
             row = Row(one.name, one.kind, n, one.steps, one.nfe, one.scale, seconds)
+            if latency:
+                row = replace(row, latency_seconds=latency_of(one.sample, first, shape, codec))
             samples = Samples(Gallery(images, labels, real.classes), real, ends.images if ends else None)
-        rows[one.name] = replace(row, metrics=judged(samples, metrics, one.name))
+        numbers = judged(samples, metrics, one.name)
+        values = left_out(samples, metrics if grouped is None else grouped, groups, one.name)
+        rows[one.name] = replace(row, metrics=numbers, left_out=values)
         if on_row:
             on_row(so_far())
     return so_far()
+
+
+def left_out(samples: Samples, metrics: Sequence[Metric], groups: int, name: str) -> dict[str, list[float]]:
+    """Every number without each of some runs of consecutive images, which have all classes where these come in turn."""
+    found: dict[str, list[float]] = {}
+    n = len(samples.generated.labels)
+    for group in range(groups if groups > 1 else 0):
+        index = torch.arange(n)
+        index = index[(index * groups) // n != group]
+        ends = None if samples.ends is None else samples.ends[index]
+        part = Samples(samples.generated.rows(index), samples.real, ends, index)
+        for key, value in judged(part, metrics, name).items():
+            found.setdefault(key, []).append(value)
+    return found
+
+
+@torch.no_grad()
+def latency_of(sample: Sample, cond: Cond, shape: Sequence[int], codec: Codec, repeats: int = 5) -> float:
+    """Median seconds from the noise of one image to its pixels, after one run that does not count."""
+    device = (cond if isinstance(cond, Tensor) else next(iter(cond.values()))).device
+    noise = normal(seeds_of(1, 0), shape).to(device)
+    seconds = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        codec.decode(sample(noise, cond)).float().cpu()
+        seconds.append(time.perf_counter() - begin)
+    return median(seconds[1:])
+
+
+def refuse_groups(groups: int, n: int) -> None:
+    """Refuse groups that are too few for a spread or too many for the images."""
+    if groups and not 2 <= groups <= n // 2:
+        raise ValueError(f"{groups} groups of {n} images: intervals need 2 groups of 2 images at least; use 20")
+
+
+def uniform_labels(n: int, classes: int, seed: int) -> Labels:
+    """Classes drawn independently and uniformly, as the papers' FID-50K protocols do that do not balance them."""
+    generator = torch.Generator().manual_seed(fold_in(seed, "labels"))
+    return torch.randint(0, max(1, classes), (n,), generator=generator)
 
 
 def identity(real: Gallery) -> dict[str, object]:
@@ -247,7 +306,7 @@ def check(
     if reference is not None and reference not in drawing:
         raise ValueError(f"the reference {reference!r} does not draw here; those that do are {list(drawing)}")
     advice = "go on with the same settings, or delete the old file and evaluate anew"
-    for what in ("n", "seed", "real", "judges") if done else ():
+    for what in ("n", "seed", "real", "judges", "labels") if done else ():
         old, new = getattr(done, what), getattr(blank, what)
         if old != new:
             raise ValueError(f"the evaluation to go on with has {what} = {old}, this one {new}; {advice}")

@@ -8,12 +8,16 @@ The JSON file of an evaluation, with null for what does not apply to a row:
      "features": {"classifier": "what these features are", ...},
      "floor": {"fd/classifier": 0.5, ...},
      "rows": [{"name": "student, 1 step", "kind": "student", "n": 2000, "steps": 1, "nfe": 1, "scale": null,
-               "seconds_per_image": 0.001, "metrics": {"fd/classifier": 1.7, ...}}, ...]}
+               "seconds_per_image": 0.001, "latency_seconds": null, "metrics": {"fd/classifier": 1.7, ...},
+               "left_out": {"fd/classifier": [1.8, 1.6, ...], ...}}, ...],
+     "labels": "in turn", "notes": ["500 images a row for 1,280 features ..."]}
 
-`kind` is "teacher", "student" or "real"; `floor` repeats the metrics of the first real row, for readers.
+`kind` is "teacher", "student", "samples" or "real"; `floor` repeats the metrics of the first real row, for readers.
+`left_out` has each number again without the first, the second, ... group of the row's images: the jackknife's values.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -34,6 +38,13 @@ class Row:
     scale: float | None = None
     seconds_per_image: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    latency_seconds: float | None = None
+    left_out: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def error(self, metric: str) -> float | None:
+        """The jackknife's standard error of a number, if groups were left out."""
+        values = self.left_out.get(metric)
+        return None if not values or metric not in self.metrics else jackknife_error(values)
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,8 @@ class Evaluation:
     judges: Sequence[str]
     features: Mapping[str, str] = field(default_factory=dict)
     rows: Sequence[Row] = ()
+    labels: str = "in turn"
+    notes: Sequence[str] = ()
 
     @property
     def floor(self) -> Mapping[str, float]:
@@ -84,9 +97,16 @@ class Evaluation:
         try:
             content = json.loads(path.read_text())
             del content["floor"]
-            return cls(**{**content, "rows": tuple(Row(**row) for row in content["rows"])})
+            rows, notes = tuple(Row(**row) for row in content["rows"]), tuple(content.get("notes", ()))
+            return cls(**{**content, "rows": rows, "notes": notes})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no evaluation ({error}); delete it and evaluate again") from error
+
+
+def jackknife_error(values: Sequence[float]) -> float:
+    """Standard error of a statistic from its values without one group each (Efron and Stein 1981)."""
+    g, mean = len(values), fmean(values)
+    return math.sqrt((g - 1) / g * sum((value - mean) ** 2 for value in values))
 
 
 def summary(evaluations: Sequence[Evaluation]) -> list[Spread]:
@@ -106,7 +126,7 @@ def summary(evaluations: Sequence[Evaluation]) -> list[Spread]:
         )
     for first in evaluations[0].rows:
         rows = [row for evaluation in evaluations for row in evaluation.rows if row.name == first.name]
-        plain = [replace(row, seconds_per_image=None, metrics={}) for row in rows]
+        plain = [replace(row, seconds_per_image=None, latency_seconds=None, metrics={}, left_out={}) for row in rows]
         keys = [set(row.metrics) for row in rows]
         if plain.count(plain[0]) != len(rows) or keys.count(keys[0]) != len(rows):
             raise ValueError(
@@ -118,6 +138,8 @@ def summary(evaluations: Sequence[Evaluation]) -> list[Spread]:
             first,
             seconds_per_image=fmean(seconds) if seconds else None,
             metrics={key: fmean(value) for key, value in values.items()},
+            latency_seconds=None,
+            left_out={},
         )
         spreads.append(Spread(mean, {key: stdev(value) for key, value in values.items()}, len(rows)))
     return spreads
@@ -129,7 +151,7 @@ def table(spreads: Sequence[Spread], columns: Sequence[str]) -> list[list[str]]:
     Raises:
         ValueError: if no row knows a column.
     """
-    plain = [each.name for each in fields(Row) if each.name != "metrics"]
+    plain = [each.name for each in fields(Row) if each.name not in ("metrics", "left_out")]
     known = set(plain).union(*(spread.row.metrics for spread in spreads))
     unknown = [column for column in columns if column not in known]
     if unknown:

@@ -136,6 +136,13 @@ class Gallery:
             raise ValueError(f"features {space.name!r} of images {rows} are not finite; check the images for NaN")
         return features
 
+    def rows(self, index: Int[Tensor, " n"]) -> "Gallery":
+        """Some of the pictures, with the features that are known of them."""
+        known: dict[Hashable, Any] = {
+            key: value[index] for key, value in self.memory.items() if isinstance(key, tuple) and key[0] == "features"
+        }
+        return Gallery(self.images[index], self.labels[index], self.classes, known)
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -146,11 +153,14 @@ class Samples:
         real: held-out real pictures.
         ends: for each generated picture the end of the teacher's own trajectory from the same noise; None if there is
             none, as for real pictures.
+        index: which of an evaluation's pictures the generated ones are, where some were left out; None is all of them,
+            in their order.
     """
 
     generated: Gallery
     real: Gallery
     ends: Images | None = None
+    index: Int[Tensor, " n"] | None = None
 
 
 @dataclass(frozen=True)

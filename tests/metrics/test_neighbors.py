@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from hidistill.metrics.neighbors import BLOCK, Copying, Neighbors, distances, radii
+from hidistill.metrics.neighbors import BLOCK, Copying, Neighbors, nearest, radii, tiles
 from hidistill.types import Gallery, Samples
 
 
@@ -61,8 +61,12 @@ def test_blocks_do_not_show():
     direct = (real[:, None].double() - generated.double()).norm(dim=2)
     reach_real = (real[:, None].double() - real.double()).norm(dim=2).sort(1).values[:, 3]
     reach_generated = (generated[:, None].double() - generated.double()).norm(dim=2).sort(1).values[:, 3]
-    torch.testing.assert_close(torch.cat(list(distances(real, generated))), direct)
+    whole = torch.full_like(direct, torch.nan)
+    for rows, columns, squared in tiles(real, generated):
+        whole[rows, columns] = squared.sqrt()
+    torch.testing.assert_close(whole, direct)
     torch.testing.assert_close(radii(real, 3), reach_real)
+    torch.testing.assert_close(nearest(real, generated), direct.amin(1))
     inside = direct <= reach_real[:, None]
     expected = (
         inside.any(0).double().mean().item(),
@@ -88,7 +92,30 @@ def test_copies_of_training_images_are_at_distance_zero():
     assert copying(Samples(gallery([4, 15, 19]), real)) == {"nearest/flat": pytest.approx((4 + 5 + 1) / 6)}
 
 
+def test_copies_are_at_distance_zero_whatever_their_size():
+    x = 1000 + torch.randn(6, 300)
+    assert radii(torch.cat([x, x, x]), 2).max() == 0
+    # every real image is there twice, so its nearest neighbor is itself, and only copies are inside
+    near = x + 1e-3
+    assert numbers(torch.cat([x, x]), torch.cat([x, x]), k=1) == (1, 1, 2, 1)
+    assert numbers(torch.cat([x, x]), torch.cat([near, near]), k=1)[0] == 0
+
+
+def test_as_many_references_as_asked_for_are_looked_at():
+    real, generated = torch.randn(50, 3), torch.randn(20, 3)
+    chosen = real[torch.linspace(0, 49, 10).round().long()]
+    few = Neighbors(Flat(), 3, references=10)
+    assert few(Samples(gallery(generated), gallery(real))) == Neighbors(Flat(), 3)(
+        Samples(gallery(generated), gallery(chosen))
+    )
+    assert few.name == "neighbors-3 of 10/flat"
+    all_of_them = Neighbors(Flat(), 3, references=10_000)(Samples(gallery(generated), gallery(real)))
+    assert all_of_them == Neighbors(Flat(), 3)(Samples(gallery(generated), gallery(real)))
+
+
 def test_refuses_what_it_cannot_count():
+    with pytest.raises(ValueError, match="references=3: 3 neighbors need more"):
+        Neighbors(Flat(), 3, references=3)
     with pytest.raises(ValueError, match="5 images came; 5 neighbors of each need at least 6"):
         numbers(torch.randn(9, 2), torch.randn(5, 2), k=5)
     with pytest.raises(ValueError, match="k=0"):

@@ -237,3 +237,23 @@ def test_broken_arrays_and_missing_folders_are_named(tmp_path):
         write(tmp_path)
     with pytest.raises(ValueError, match="is not a folder"):
         write(tmp_path / "nowhere")
+
+
+def test_intervals_latency_and_notes_are_shown_where_they_are_known():
+    evaluation = full_evaluation()
+    plain = table(evaluation)
+    assert "ms alone" not in plain
+    assert "±" not in plain
+    for line in evaluation["rows"]:
+        if line["kind"] != "real":
+            line["latency_seconds"] = 0.0042
+            line["left_out"] = {"fd/cnn": [line["metrics"]["fd/cnn"] + x for x in (-0.3, 0.3)]}
+    evaluation |= {"notes": ["500 images for 1,280 features & more"], "labels": "uniform"}
+    text = table(evaluation)
+    assert "<th scope='col'>ms alone</th>" in text
+    assert "4.2" in text
+    assert "1.234&nbsp;±&nbsp;0.300" in text
+    assert "jackknife" in text
+    assert "500 images for 1,280 features &amp; more." in text
+    assert "Classes were drawn uniformly." in text
+    parsed(f"<div>{text}</div>")

@@ -12,7 +12,18 @@ PLAIN_WIDTH = 160
 """Columns of a table that is not shown on a terminal, whose width nobody knows."""
 NARROW, NAMES = 96, 16
 """Columns of a terminal below which the table leaves out what an image costs, and those that names have at least."""
-SHOWN = ("fd", "recall", "agreement", "prompt_recall@10", "high_frequency", "end_distance")
+SHOWN = (
+    "fid",
+    "sfid",
+    "is",
+    "fd",
+    "recall",
+    "clip_score",
+    "agreement",
+    "prompt_recall@10",
+    "high_frequency",
+    "end_distance",
+)
 """Quantities in the terminal's table; the page has all of them."""
 
 

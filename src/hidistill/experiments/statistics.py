@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
@@ -84,6 +85,7 @@ def expanded(n: int) -> float:
     return NormalDist().cdf(-wide)
 
 
+@cache
 def student_quantile(probability: float, degrees: int) -> float:
     """A quantile of Student's t distribution above its median, by bisection of the integrated density."""
     log_norm = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - 0.5 * math.log(degrees * math.pi)

@@ -108,16 +108,18 @@ class PromptAgreement:
         """
         if samples.ends is None:
             return {}
-        n = len(samples.generated.images)
-        kept, own = distinct(self.prompts[:n])
+        n = len(samples.generated.labels)
+        index = torch.arange(n) if samples.index is None else samples.index
+        kept, own = distinct(self.prompts[index[index < len(self.prompts)]])
         if n > len(self.prompts) or len(kept) < 2:
             raise ValueError(
                 f"{n} pictures for {len(self.prompts)} prompts, {len(kept)} of them different; give one per picture, "
                 "and at least 2 different ones"
             )
         centered = kept - self.ridge.offset
-        key = ("prompt ranks", self, n)
-        real = samples.real.once(key, lambda: ranks(self.ridge(samples.real.features(self.space)[:n]), centered, own))
+        key = ("prompt ranks", self, tuple(index.tolist()))
+        shown = samples.real.features(self.space)
+        real = samples.real.once(key, lambda: ranks(self.ridge(shown[index]), centered, own))
         drawn = ranks(self.ridge(samples.generated.features(self.space)), centered, own)
         shares = {"prompt_recall": drawn, "prompt_recall_real": real}
         return {

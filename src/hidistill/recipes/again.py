@@ -5,18 +5,23 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import tyro
 from torch import nn
 
 from hidistill.codecs import modules_of
 from hidistill.recipes import digits, fashion, images, pipelines
-from hidistill.recipes.judging import PARTIAL, Jury, conclude, refuse_count
+from hidistill.recipes.contestants import best_scale, further
+from hidistill.recipes.judging import PARTIAL, Jury, Manner, conclude, refuse_count
+from hidistill.recipes.opinions import warnings_of, with_opinions
 from hidistill.train.driver import refuse_device
 from hidistill.train.folder import FINISHED, locked
 from hidistill.types import Teacher
 
 logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], object]
 
 
 class Bench(NamedTuple):
@@ -50,9 +55,20 @@ def judge(
     teacher: Path | None = None,
     images: Path | None = None,
     cache: Path | None = None,
+    full: bool = False,
+    inception: Path | None = None,
+    dinov2: Path | None = None,
+    also: tuple[Path, ...] = (),
+    best_guidance: bool = False,
+    labels: Literal["balanced", "uniform"] = "balanced",
+    groups: int = 0,
     device: str = "cpu",
+    on_progress: Annotated[Progress | None, tyro.conf.Suppress] = None,
 ) -> None:
     """Evaluate a finished run again and write its report anew; the evaluation before it is kept in RUN/evaluations.
+
+    The table is also written as RUN/evaluation.md and RUN/evaluation.tex. Interrupted, the same command goes on after
+    the last row.
 
     Args:
         run: the run's folder.
@@ -64,7 +80,16 @@ def judge(
         teacher: where the teacher lies now; by default where it lay when the run was started.
         images: where the folder of pictures lies now; by default where it lay when the run was started.
         cache: where the cache lies now; by default where it lay when the run was started.
+        full: further judges: kernel distance, limit of the Fréchet distance, copies of training images, power spectrum.
+        inception: weights of the original FID network, for FID, sFID, Inception Score, precision and recall.
+        dinov2: folder of a DINOv2 of transformers, for the Fréchet distance in its features.
+        also: further runs or weights files of ours, students and teachers, whose rows join the table.
+        best_guidance: choose the teacher's scale among `scales` by the first distance on the validation pictures, and
+            show that scale and the run's own alone on the test pictures.
+        labels: classes in turn, so that all are drawn equally often, or drawn uniformly.
+        groups: intervals by leaving out so many groups of images, 20 for example, as `hidistill compare` needs them.
         device: where the networks run, e.g. cuda.
+        on_progress: is told contestant, images drawn and images in all.
     """
     refuse_device(device)
     refuse_settings((*teacher_steps, *student_steps), scales, student_steps)
@@ -78,9 +103,17 @@ def judge(
     judges, net, settings = BENCHES[recipe].build(run, arguments)
     count = samples if samples is not None else min(arguments["evaluate_samples"], len(judges.test.images))
     refuse_count(judges.test, count)
+    judges = with_opinions(judges, full=full, inception=inception, dinov2=dinov2, device=device)
     for module in (net, *modules_of(judges.codec).values()):
         assert isinstance(module, nn.Module)
         module.to(device)
+    precision, own = settings["precision"], settings["scale"]
+    notes = warnings_of(judges, count)
+    rows = further(also, judges, scale=own, steps=student_steps, precision=precision, device=device)
+    if best_guidance:
+        chosen, words = best_scale(judges, net, (own, *scales), n=count, seed=seed, precision=precision)
+        notes, scales = [*notes, words], (chosen,)
+    manner = Manner(groups, latency=True, uniform=labels == "uniform", also=rows, notes=notes, on_progress=on_progress)
     with locked(run):
         keep(run)
         if moved:  # the rows of an interrupted evaluation may be another teacher's
@@ -89,7 +122,7 @@ def judge(
             run, judges, net,
             **settings | {
                 "samples": count, "seed": seed, "scales": scales,
-                "teacher_steps": teacher_steps, "student_steps": student_steps,
+                "teacher_steps": teacher_steps, "student_steps": student_steps, "manner": manner,
             },
         )  # fmt: skip
 

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from hidistill import weights
 from hidistill.codecs import Pixels
 from hidistill.discriminators.adaptive import Adaptive
-from hidistill.evaluate import Contestant, Evaluation, Given, balanced_labels, balanced_subset, draw, evaluate, seeds_of
+from hidistill.evaluate import (
+    Contestant,
+    Evaluation,
+    Given,
+    balanced_labels,
+    balanced_subset,
+    draw,
+    evaluate,
+    seeds_of,
+    uniform_labels,
+)  # fmt: skip
 from hidistill.guidance import Guided
 from hidistill.metrics.agreement import ClassAgreement
 from hidistill.metrics.classifier import Classifier, ClassifierFeatures
@@ -24,6 +34,7 @@ from hidistill.metrics.frechet import FrechetDistance
 from hidistill.metrics.neighbors import Neighbors
 from hidistill.metrics.sharpness import HighFrequencyRatio
 from hidistill.path import cond_on, interpolate, rows_of
+from hidistill.recipes import tables
 from hidistill.recipes.students import FLOW_MAP, student_from
 from hidistill.report import page
 from hidistill.report.pictures import save_attention, save_grids
@@ -46,6 +57,27 @@ PARTIAL = "evaluation.partial.json"
 
 
 @dataclass(frozen=True)
+class Manner:
+    """How an evaluation is made beyond its rows; the defaults are those of a run's own.
+
+    Args:
+        groups: if 2 or more, intervals by leaving out so many runs of images.
+        latency: whether the time of a single image is measured too.
+        uniform: whether classes are drawn, instead of coming in turn.
+        also: further contestants.
+        notes: what a reader should know.
+        on_progress: is told contestant, images drawn and images in all.
+    """
+
+    groups: int = 0
+    latency: bool = False
+    uniform: bool = False
+    also: Sequence[Contestant] = ()
+    notes: Sequence[str] = ()
+    on_progress: Callable[[str, int, int], object] | None = None
+
+
+@dataclass(frozen=True)
 class Jury:
     """Who judges, and against which real images.
 
@@ -61,6 +93,7 @@ class Jury:
             labels.
         extra: further judges of a full evaluation.
         captions: the words of the test pictures' prompts; empty where there are none.
+        words: further feature spaces, those of `extra`, in words.
     """
 
     test: Split
@@ -73,6 +106,7 @@ class Jury:
     asked: Mapping[str, Cond] = field(default_factory=dict)
     extra: Sequence[Metric] = ()
     captions: Sequence[str] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,6 +125,10 @@ class Jury:
         if self.classifier is not None:
             judges.append(ClassAgreement(self.classifier))
         return [*judges, IntraClassDiversity(), HighFrequencyRatio(), EndDistance(), *self.extra]
+
+    def usual_metrics(self) -> list[Metric]:
+        """The judges of a full evaluation without the further ones, which are dear."""
+        return replace(self, extra=()).metrics()
 
     def quick_metrics(self) -> list[Metric]:
         """The judges of a short evaluation."""
@@ -238,6 +276,7 @@ def conclude(
     student_steps: Sequence[int],
     precision: str,
     discriminator: Adaptive | None = None,
+    manner: Manner = Manner(),
 ) -> None:
     """Evaluate a finished run, draw its pictures and write its page. Interrupted, it goes on after the last row.
 
@@ -250,6 +289,7 @@ def conclude(
             teacher, students, scale=scale, scales=scales,
             teacher_steps=teacher_steps, student_steps=student_steps, precision=precision,
         ),
+        *manner.also,
         Given("real training images", Gallery.of(balanced_subset(judges.train, samples))),
     ]  # fmt: skip
     partial_path, path = folder / PARTIAL, folder / "evaluation.json"
@@ -269,12 +309,19 @@ def conclude(
         metrics=judges.metrics(),
         cond=judges.cond("test", samples),
         reference=reference,
-        features={space.name: words for space, words in judges.spaces.items()},
+        features={space.name: words for space, words in judges.spaces.items()} | dict(judges.words),
+        labels=uniform_labels(samples, len(judges.test.classes), seed) if manner.uniform else None,
+        notes=manner.notes,
+        groups=manner.groups,
+        grouped=judges.usual_metrics(),
+        latency=manner.latency,
         device=device,
-        done=resumable(partial_path, samples=samples, seed=seed),
+        on_progress=manner.on_progress,
+        done=resumable(partial_path, judges, manner, samples=samples, seed=seed),
         on_row=keep,
     )
     evaluation.save(path)
+    tables.save(evaluation, folder)
     partial_path.unlink(missing_ok=True)
     draw_pictures(folder, judges, teacher, students, scale=scale, seed=seed, precision=precision)
     if discriminator is not None:
@@ -285,12 +332,15 @@ def conclude(
     page.write(folder)
 
 
-def resumable(path: Path, *, samples: int, seed: int) -> Evaluation | None:
+def resumable(path: Path, judges: Jury, manner: Manner, *, samples: int, seed: int) -> Evaluation | None:
     """The rows of an interrupted evaluation with the same settings, if there is one."""
     if not path.exists():
         return None
     done = Evaluation.load(path)
-    return done if (done.n, done.seed) == (samples, seed) else None
+    same = (done.n, done.seed, list(done.judges)) == (samples, seed, [judge.name for judge in judges.metrics()])
+    left = {len(values) for row in done.rows for values in row.left_out.values()} or {0}
+    uniform = done.labels == "uniform"
+    return done if same and uniform == manner.uniform and left == {manner.groups} else None
 
 
 def read_students(folder: Path, *, device: str = "cpu") -> dict[str, Student]:

@@ -25,7 +25,13 @@ class Meaning:
 
 
 MEANINGS = {
+    "fid": Meaning("FID", "small"),
+    "sfid": Meaning("sFID", "small"),
+    "is": Meaning("Inception Score", "large"),
     "fd": Meaning("Fréchet distance", "small"),
+    "fd_limit": Meaning("Fréchet distance, limit", "small"),
+    "fid_limit": Meaning("FID, limit", "small"),
+    "kid": Meaning("kernel distance", "small"),
     "high_frequency": Meaning("high-frequency ratio", "one"),
     "agreement": Meaning("class agreement", "large", percent=True),
     "prompt_recall@1": Meaning("prompt recall, first", "large", percent=True),
@@ -38,6 +44,14 @@ MEANINGS = {
     "coverage": Meaning("coverage", "large"),
     "density": Meaning("density", "large"),
     "nearest": Meaning("nearest-neighbor ratio", "neither"),
+    "spectrum": Meaning("spectrum, dB", "small"),
+    "power_low": Meaning("power, low third", "one"),
+    "power_middle": Meaning("power, middle third", "one"),
+    "power_high": Meaning("power, high third", "one"),
+    "clip_score": Meaning("CLIP score", "large"),
+    "clip_score_real": Meaning("CLIP score of real images", "neither"),
+    "kid_std": Meaning("kernel distance, deviation of a subset", "neither"),
+    "is_std": Meaning("Inception Score, deviation of a split", "neither"),
     "entropy": Meaning("entropy of attention", "neither"),
     "agreement_real": Meaning("class agreement of real images", "neither", percent=True),
     "prompt_recall_real@1": Meaning("prompt recall of real images, first", "neither", percent=True),
@@ -191,6 +205,8 @@ def show(metric: str, number: float | None) -> str:
         return ABSENT
     if meaning(metric).percent:
         return f"{100 * number:.1f} %"
+    if 0 < abs(number) < 0.01:
+        return f"{number:.2g}"
     return f"{number:.2f}" if abs(number) >= 10 else f"{number:.3f}"
 
 

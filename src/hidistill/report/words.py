@@ -26,9 +26,11 @@ from hidistill.report.scores import (
     value,
     winners,
 )
+from hidistill.scores import jackknife_error
 
 COSTS = ("guidance", "evaluations", "ms / image")
-"""Columns before the metrics."""
+LATENCY = "ms alone"
+"""Columns before the metrics; the last, the time of a single image, only where it was measured."""
 COLUMNS = 9
 """Numbers beside each other: more would not fit into the page of 1200 pixels."""
 
@@ -94,7 +96,7 @@ def table(evaluation: Mapping[str, Any]) -> str:
     rows = sorted(generated(evaluation), key=lambda row: place(role(row)))
     floor = floor_row(evaluation)
     metrics = [metric for metric in columns([*rows, *([floor] if floor else [])]) if metric != "agreement_real"]
-    beside = COLUMNS - len(COSTS)
+    beside = COLUMNS - len(costs_of(rows))
     parts = [metrics[:beside]] + [metrics[i : i + COLUMNS] for i in range(beside, len(metrics), COLUMNS)]
     whole = "".join(
         f'<div class="scroll">{part_of_table(rows, floor, part, costs=part is parts[0])}</div>' for part in parts
@@ -105,21 +107,34 @@ def table(evaluation: Mapping[str, Any]) -> str:
 def part_of_table(rows: Sequence[Row], floor: Row | None, metrics: Sequence[str], *, costs: bool) -> str:
     """All rows and some metrics, with or without what an image costs."""
     best = {metric: winners(rows, metric) for metric in metrics}
-    head = "".join(f"<th scope='col'>{cell}</th>" for cell in ("", *(COSTS if costs else ())))
+    heads = costs_of(rows) if costs else ()
+    head = "".join(f"<th scope='col'>{cell}</th>" for cell in ("", *heads))
     head += "".join(f"<th scope='col'>{heading(metric)}</th>" for metric in metrics)
     lines, before = [], None
     for i, row in enumerate(rows):
-        cells = [show_plain(row.get("scale")), show_plain(row.get("nfe")), milliseconds(row.get("seconds_per_image"))]
-        cells = cells if costs else []
+        cells = [show_plain(row.get("scale")), show_plain(row.get("nfe"))]
+        cells += [milliseconds(row.get(key)) for key in ("seconds_per_image", "latency_seconds")]
+        cells = cells[: len(heads)]
         for metric in metrics:
-            text = show(metric, value(row, metric))
+            text = show(metric, value(row, metric)) + deviation(row, metric)
             cells.append(f"<b>{text}</b>" if i in best[metric] else text)
         lines.append(line(row, cells, first=role(row) != before))
         before = role(row)
     if floor:
-        cells = [ABSENT] * len(COSTS) if costs else []
+        cells = [ABSENT] * len(heads)
         lines.append(line(floor, [*cells, *(show(metric, value(floor, metric)) for metric in metrics)], first=True))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def costs_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What is shown of an image's cost."""
+    return (*COSTS, LATENCY) if any(finite(row.get("latency_seconds")) for row in rows) else COSTS
+
+
+def deviation(row: Row, metric: str) -> str:
+    """The jackknife's standard error of a number, where groups were left out."""
+    values = (row.get("left_out") or {}).get(metric)
+    return f"&nbsp;±&nbsp;{show(metric, jackknife_error(values))}" if values and value(row, metric) is not None else ""
 
 
 def heading(metric: str) -> str:
@@ -157,13 +172,17 @@ def caption(evaluation: Mapping[str, Any], rows: Sequence[Row], metrics: Sequenc
     if named:
         text += f"Fréchet distances in the features of {' and of '.join(named)}: they are not FID and compare with no "
         text += "published FID. "
+    if any(row.get("left_out") for row in rows):
+        text += "After ±: the jackknife's standard error over generated images, the real ones held fixed. "
+    if evaluation.get("labels") == "uniform":
+        text += "Classes were drawn uniformly. "
     judged = next((number for row in rows if (number := value(row, "agreement_real")) is not None), None)
     if judged is not None:
         text += f"The classifier agrees with {show('agreement_real', judged)} of the held-out real images. "
     text += "Bold: best of its column among generated images; “→ 1” is best near 1."
     if any(quantity(metric) == "end_distance" for metric in metrics) and of_role(rows, "teacher"):
         text += " The teacher's own end has distance 0 by definition."
-    return text
+    return text + "".join(f" {escape(note[:1].upper() + note[1:])}." for note in evaluation.get("notes") or ())
 
 
 def show_plain(number: object) -> str:

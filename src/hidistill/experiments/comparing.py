@@ -1,0 +1,158 @@
+"""Which differences between rows of evaluations are there, and which are not resolved."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hidistill.experiments.statistics import CONFIDENCE, student_quantile
+from hidistill.report.scores import columns, meaning, quantity, show, space
+from hidistill.scores import Evaluation, Row, jackknife_error
+
+DEFAULT = "student, 1 step"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row, and which run it is of."""
+
+    run: str
+    row: Row
+
+    @property
+    def name(self) -> str:
+        """Run and row."""
+        return f"{self.row.name} of {self.run}" if self.run else self.row.name
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A difference of one number: second minus first, with its interval of 95 % confidence.
+
+    Args:
+        metric: which number.
+        first: its value for the first entry.
+        second: for the second.
+        low: end of the interval.
+        high: the other end.
+    """
+
+    metric: str
+    first: float
+    second: float
+    low: float
+    high: float
+
+    @property
+    def difference(self) -> float:
+        """Second minus first."""
+        return self.second - self.first
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the second is better; None where that is not resolved, or no side is good."""
+        good = meaning(self.metric).good
+        if not self.resolved or good == "neither":
+            return None
+        if good == "one":
+            return abs(self.second - 1) < abs(self.first - 1)
+        return self.difference < 0 if good == "small" else self.difference > 0
+
+
+def paired(metric: str, first: Row, second: Row) -> Verdict:
+    """The difference of two rows that were drawn from the same noise.
+
+    Each number is known without each of g groups of images, which are the same images in both rows. The jackknife's
+    error of the difference is taken from the g differences, so what both rows share cancels; the interval has the
+    quantile of Student's distribution with g - 1 degrees of freedom. Real images are held fixed.
+
+    Raises:
+        ValueError: if the rows have no left-out groups, or not equally many.
+    """
+    a, b = first.left_out.get(metric, ()), second.left_out.get(metric, ())
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(
+            f"{metric} has {len(a)} and {len(b)} left-out groups; an interval needs equally many: evaluate both with "
+            "`hidistill evaluate RUN --groups 20`"
+        )
+    error = jackknife_error([y - x for x, y in zip(a, b, strict=True)])
+    half = student_quantile((1 + CONFIDENCE) / 2, len(a) - 1) * error
+    difference = second.metrics[metric] - first.metrics[metric]
+    return Verdict(metric, first.metrics[metric], second.metrics[metric], difference - half, difference + half)
+
+
+def sentence(verdict: Verdict, first: str, second: str) -> str:
+    """A difference in words."""
+    where = f" in {space(verdict.metric)}" if space(verdict.metric) else ""
+    label = f"{meaning(verdict.metric).label}{where}"
+    numbers = f"{show(verdict.metric, verdict.second)} against {show(verdict.metric, verdict.first)}"
+    interval = f"difference {verdict.difference:.3g}, 95 % interval {verdict.low:.3g} to {verdict.high:.3g}"
+    if not verdict.resolved:
+        return f"{label}: not resolved: {second} and {first} may be alike ({numbers}; {interval})."
+    if verdict.better is None:
+        word = "is above" if verdict.difference > 0 else "is below"
+    else:
+        word = "is better than" if verdict.better else "is worse than"
+    return f"{label}: {second} {word} {first} ({numbers}; {interval})."
+
+
+def read(runs: Sequence[Path], rows: Sequence[str]) -> list[Entry]:
+    """The wanted rows of some runs, whose evaluations must be of the same noise and the same real images.
+
+    Raises:
+        ValueError: if a run was not evaluated, evaluations differ, a row is missing, or there is nothing to compare.
+    """
+    found: dict[Path, Evaluation] = {}
+    for run in runs:
+        path = run / "evaluation.json" if run.is_dir() else run
+        if not path.is_file():
+            raise ValueError(f"{run} has no evaluation.json; run `hidistill evaluate {run} --groups 20` first")
+        found[run] = Evaluation.load(path)
+    first = next(iter(found.values()))
+    for run, evaluation in found.items():
+        for what in ("n", "seed", "real", "labels"):
+            if getattr(evaluation, what) != getattr(first, what):
+                raise ValueError(
+                    f"{run} was evaluated with {what} = {getattr(evaluation, what)}, {runs[0]} with "
+                    f"{getattr(first, what)}; only the same noise and the same real images compare: evaluate again"
+                )
+    entries = []
+    for run, evaluation in found.items():
+        by_name = {row.name: row for row in evaluation.rows}
+        for name in rows:
+            if name not in by_name:
+                raise ValueError(f"{run} has no row {name!r}; it has {', '.join(map(repr, by_name))}")
+            entries.append(Entry(run.resolve().name if len(found) > 1 else "", by_name[name]))
+    if len(entries) < 2:
+        raise ValueError("there is one row to compare; give a second run, or two rows: --rows 'student, 1 step' ...")
+    return entries
+
+
+def compare(entries: Sequence[Entry]) -> Mapping[str, list[Verdict]]:
+    """Every later entry against the first, in every number that both know with intervals.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    first, *others = entries
+    found = {}
+    for other in others:
+        shared = [
+            metric
+            for metric in columns([{"metrics": first.row.metrics}])
+            if not quantity(metric).partition("@")[0].endswith("_real")  # which no row can change
+            and metric in other.row.metrics
+            and metric in first.row.left_out
+            and metric in other.row.left_out
+        ]
+        if not shared:
+            raise ValueError(
+                f"{first.name} and {other.name} share no number with an interval; evaluate both with "
+                "`hidistill evaluate RUN --groups 20`"
+            )
+        found[other.name] = [paired(metric, first.row, other.row) for metric in shared]
+    return found
