@@ -2,9 +2,8 @@
 
 import pytest
 import torch
+from measuring.counting import flops
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hidistill.derivative import Central, Forward
 from hidistill.discriminators.adaptive import Adaptive
@@ -16,13 +15,6 @@ from hidistill.teachers.dit import DiT
 from hidistill.types import Batch
 
 B = 8
-
-
-def flops(run):
-    """Products of one call, forward and backward; attention is counted because it is unfused."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    return counter.get_total_flops()
 
 
 def cost(update, batch, f):
