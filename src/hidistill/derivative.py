@@ -4,9 +4,10 @@
 """
 
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hidistill.duals import DualRules
 from hidistill.path import per_row, rows_of
-from hidistill.types import Cond, Points, Student, Times
+from hidistill.types import Cond, Derivative, Points, Student, Times
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,33 @@ class Forward:
                 "t through differentiable operations: look for .detach(), .item(), .data or numpy on its way"
             )
         return tangent
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Another derivative as one graph of torch.compile, with its own kernels in the place of a pass per operation.
+
+    The function that takes the derivative is compiled, not the student: over a compiled module forward mode silently
+    runs eager. A graph that would break is an error. The first call takes a minute or so, and so does the first of
+    each further shape; batches should all be of one size.
+
+    Args:
+        derivative: `Forward`; `Central` looks at the times and cannot be traced.
+
+    Raises:
+        torch._dynamo.exc.Unsupported: when called, if the student cannot be one graph.
+    """
+
+    derivative: Derivative = field(default_factory=Forward)
+
+    @cached_property
+    def graph(self) -> Callable[..., Points]:
+        """What is compiled."""
+        return torch.compile(self.derivative.__call__, fullgraph=True, dynamic=False)
+
+    def __call__(self, student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points) -> Points:
+        """See `types.Derivative`."""
+        return self.graph(student, x_t, t=t, r=r, cond=cond, direction=direction)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ class AdaptiveHead(nn.Module):
             queries = queries + self.time(t)[:, None]
         if self.label is not None:
             queries = queries + self.label(labels_of(cond))[:, None]
-        scores = (queries @ self.key.weight) @ h.transpose(1, 2) / queries.shape[-1] ** 0.5
+        projection = self.key.weight
+        assert isinstance(projection, Tensor)
+        scores = (queries @ projection) @ h.transpose(1, 2) / queries.shape[-1] ** 0.5
         return scores.softmax(2, dtype=torch.promote_types(scores.dtype, torch.float32))
 
     def forward(self, tokens: Tokens, *, t: Times, cond: Cond) -> tuple[Logits, Tensor]:
