@@ -161,7 +161,10 @@ def int8_weights(module: nn.Module) -> nn.Module:
         ImportError: if torchao is not installed.
     """
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+            Int8WeightOnlyConfig,
+            quantize_,
+        )
     except ImportError as error:
         raise ImportError(
             "int8 weights need torchao, which is missing or does not fit this torch: pip install 'hidistill[int8]'"
