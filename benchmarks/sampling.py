@@ -34,16 +34,16 @@ from hidistill.types import Codec, Gallery, Points, Samples, Student
 Sampler = Callable[[Points, Tensor], Points]
 
 
-def networks(size: str, student: Path | None, device: str) -> tuple[DiT, nn.Module]:
-    """The teacher and a student; the demo's, or of a size with random weights."""
+def networks(size: str, teacher: Path, student: Path | None, device: str) -> tuple[DiT, nn.Module]:
+    """The teacher and a student; from files, or of a size with random weights."""
     if size == "demo":
-        teacher = read_teacher(TEACHER)
+        net = read_teacher(teacher)
     else:
         torch.manual_seed(0)
-        teacher = DiT(**SIZES[size])
-    found = read_student(student) if student else teacher.student()
+        net = DiT(**SIZES[size])
+    found = read_student(student) if student else net.student()
     assert isinstance(found, nn.Module)
-    return teacher.to(device).eval().requires_grad_(False), found.to(device).eval().requires_grad_(False)
+    return net.to(device).eval().requires_grad_(False), found.to(device).eval().requires_grad_(False)
 
 
 def decoder(size: str, device: str) -> Codec:
@@ -132,22 +132,25 @@ def quality(samplers: Mapping[str, Sampler], n: int, device: str) -> list[dict[s
     return rows
 
 
-def main() -> None:
-    """Time, judge, write."""
+def measured(words: Sequence[str] | None = None) -> tuple[dict[str, list[dict[str, object]]], list[str], Path]:
+    """Tables, notes and the folder they go to, for the words of a command line."""
     parser = options(__doc__, "sampling")
     parser.add_argument("--size", choices=["demo", *SIZES], default="demo")
-    parser.add_argument("--student", type=Path, help="the demo's student; without one an untrained one is timed")
+    parser.add_argument("--teacher", type=Path, default=TEACHER, help="a teacher's weights, in the place of the demo's")
+    parser.add_argument("--student", type=Path, help="its student's; without one an untrained one is timed")
     parser.add_argument("--judge", type=int, default=0, help="images that quality is judged by; 0 judges nothing")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 128])
     parser.add_argument("--teacher-steps", type=int, nargs="*", default=[50, 250])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="the compiled student too, a minute for each batch")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    chosen = parser.parse_args()
-    if chosen.judge and (chosen.size != "demo" or chosen.student is None):
-        parser.error("--judge needs the demo's student: --student RUN/models/student.safetensors, and no other --size")
+    chosen = parser.parse_args(words)
+    if chosen.judge and (chosen.size != "demo" or chosen.student is None or chosen.teacher != TEACHER):
+        parser.error(
+            "--judge needs the demo's student: --student RUN/models/student.safetensors, no other size, teacher"
+        )
     notes: list[str] = []
-    teacher, student = networks(chosen.size, chosen.student, chosen.device)
+    teacher, student = networks(chosen.size, chosen.teacher, chosen.student, chosen.device)
     students = forms(student, compiling=chosen.compile, notes=notes)
     many = {f"teacher, {n} guided steps": steps_of_teacher(teacher, n) for n in chosen.teacher_steps}
     shared = {"net": teacher, "codec": Pixels(), "device": chosen.device}
@@ -163,7 +166,13 @@ def main() -> None:
         )
     if chosen.judge:
         sections[f"Quality of {chosen.judge} images"] = quality(students, chosen.judge, chosen.device)
-    sys.stdout.write(publish("sampling", sections, chosen.out, notes=notes, packages=("torchao",)))
+    return sections, notes, chosen.out
+
+
+def main() -> None:
+    """Time, judge, write."""
+    sections, notes, out = measured()
+    sys.stdout.write(publish("sampling", sections, out, notes=notes, packages=("torchao",)))
 
 
 if __name__ == "__main__":

@@ -106,8 +106,8 @@ def row(peer: str, pair: Pair, made: Roles, rounds: int, precision: str) -> dict
     }
 
 
-def main() -> None:
-    """Compare with every peer that is there."""
+def compared(words: Sequence[str] | None = None) -> tuple[dict[str, list[dict[str, object]]], list[str], Path]:
+    """A table with every peer that is there, notes, and the folder they go to, for the words of a command line."""
     parser = options(__doc__, "side_by_side")
     for peer in PEERS:
         parser.add_argument(f"--{peer}", type=Path, help="its folder, if it is not installed")
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(words)
     rows, notes = [], []
     for peer in chosen.peers:
         made = roles(chosen.size, chosen.batch, device=chosen.device)
@@ -129,7 +129,13 @@ def main() -> None:
             continue
         rows += [row(peer, pair, made, chosen.rounds, chosen.precision) for pair in found]
     title = f"{chosen.size}, batch {chosen.batch}, {chosen.precision}, {chosen.rounds} rounds"
-    sys.stdout.write(publish("side_by_side", {title: rows}, chosen.out, notes=notes, packages=("nvidia-modelopt",)))
+    return {title: rows}, notes, chosen.out
+
+
+def main() -> None:
+    """Compare and write."""
+    sections, notes, out = compared()
+    sys.stdout.write(publish("side_by_side", sections, out, notes=notes, packages=("nvidia-modelopt",)))
 
 
 if __name__ == "__main__":
