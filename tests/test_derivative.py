@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hidistill.derivative import Central, Forward, self_test
-from hidistill.duals import QUERIES, DualRules
+from hidistill.duals import QUERIES, DualRules, attention, flash_rule, kernel_takes
 from hidistill.teachers.dit import DiT
 from hidistill.teachers.mixture import ExactFlowMap, Mixture
 from hidistill.teachers.mlp import MLP
@@ -177,6 +179,37 @@ def test_attention_never_holds_all_scores():
         dual = make_dual(q, dq)
         F.scaled_dot_product_attention(dual, dual, dual)
     assert max(largest) == QUERIES * tokens
+
+
+def test_kernels_for_gpus_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jvp_flash_attention.jvp_attention", None)
+    with pytest.raises(ImportError, match="pip install --no-deps jvp-flash-attention"):
+        Forward(flash_rule())
+
+
+def test_a_rule_of_attention_can_be_chosen():
+    student, x_t, point = problem("dit", torch.float64)
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(kernel_takes(*args, **kwargs))
+        return attention(*args, **kwargs)
+
+    assert torch.equal(Forward(counted)(student, x_t, **point), Forward()(student, x_t, **point))
+    assert calls == [False] * 4  # a layer each, and no kernel takes them on a CPU
+
+
+@pytest.mark.gpu
+def test_kernels_for_gpus_give_the_tangents_of_unfused_attention():
+    rule = flash_rule()
+    q, dq, k, dk, v, dv = torch.randn(6, 2, 3, 64, 32, device="cuda")
+    with torch.no_grad(), dual_level():
+        duals = [make_dual(*pair) for pair in ((q, dq), (k, dk), (v, dv))]
+        assert kernel_takes(*duals)
+        assert not kernel_takes(*duals, is_causal=True)
+        found, expected = unpack_dual(rule(*duals)), unpack_dual(attention(*duals))
+    assert relative(found.primal, expected.primal) < 1e-2
+    assert relative(found.tangent, expected.tangent) < 1e-2
 
 
 NORMS = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hidistill.duals import DualRules
+from hidistill.duals import DualRules, Rule
 from hidistill.path import per_row, rows_of
 from hidistill.types import Cond, Derivative, Points, Student, Times
 
@@ -23,9 +23,14 @@ from hidistill.types import Cond, Derivative, Points, Student, Times
 class Forward:
     """Forward-mode differentiation, exact: about two forwards, no graph, any precision, any module as it is.
 
+    Args:
+        attention: the rule of attention, such as `duals.flash_rule()` on a GPU; None is `duals.attention`.
+
     Raises:
         ValueError: when called, if the student's answer depends on neither x_t nor t.
     """
+
+    attention: Rule | None = None
 
     def __post_init__(self) -> None:
         """Have torch load its rules, which it does at the first dual number."""
@@ -36,7 +41,7 @@ class Forward:
         """See `types.Derivative`."""
         # MATH is for attention inside torch's own composite functions, such as nn.MultiheadAttention's, which hide it
         # from DualRules.
-        with dual_level(), DualRules(), sdpa_kernel(SDPBackend.MATH):
+        with dual_level(), DualRules(self.attention), sdpa_kernel(SDPBackend.MATH):
             x = make_dual(x_t.detach(), direction.detach().to(x_t.dtype))
             dual_t = make_dual(t.detach(), torch.ones_like(t))
             tangent = unpack_dual(student.mean_velocity(x, t=dual_t, r=r.detach(), cond=cond)).tangent

@@ -11,6 +11,7 @@ torch has a rule for each operation. Those of the layers here compute the same w
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from torch import Tensor
 from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.overrides import TorchFunctionMode
 
+Rule = Callable[..., Tensor]
+"""A layer of dual numbers, with the arguments of torch's function."""
 Dual = tuple[Tensor, Tensor | None]
 """A primal and its tangent; None is a tangent of zero."""
 QUERIES = 256
@@ -25,7 +28,15 @@ QUERIES = 256
 
 
 class DualRules(TorchFunctionMode):
-    """Within it the layers of `RULES` follow the rules here, and all others torch's."""
+    """Within it the layers of `RULES` follow the rules here, and all others torch's.
+
+    Args:
+        attention: the rule of attention; None is `attention`.
+    """
+
+    def __init__(self, attention: Rule | None = None) -> None:
+        super().__init__()
+        self.rules = RULES if attention is None else {**RULES, F.scaled_dot_product_attention: attention}
 
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping | None = None
@@ -35,7 +46,7 @@ class DualRules(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (F.linear, F.conv1d, F.conv2d, F.conv3d):
             return affine(func, *args, **kwargs)
-        rule = RULES.get(func)
+        rule = self.rules.get(func)
         return func(*args, **kwargs) if rule is None else rule(*args, **kwargs)
 
 
@@ -168,7 +179,48 @@ def added(total: Tensor | None, first: Tensor, second: Tensor) -> Tensor:
     return torch.bmm(first, second) if total is None else torch.baddbmm(total, first, second)
 
 
-RULES: Mapping[Callable, Callable[..., Tensor]] = {
+def flash_rule() -> Rule:
+    """The rule of attention by the kernels of jvp-flash-attention: no scores are held; CUDA alone.
+
+    What the kernels do not take goes to `attention`: other devices, masks, dropout, less than 32 or an odd number of
+    tokens, heads of a width that is no power of two from 16 to 256, keys or values that are constant.
+
+    Raises:
+        ImportError: if the package is not installed, or has no triton to run with.
+    """
+    try:
+        from jvp_flash_attention.jvp_attention import JVPAttn  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            f"jvp-flash-attention cannot be used: {error}; on a machine with a GPU: pip install --no-deps "
+            "jvp-flash-attention (its dependencies bring torchvision), or leave the rule out"
+        ) from error
+
+    def rule(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
+        given = dict(zip(("attn_mask", "dropout_p", "is_causal"), args, strict=False)) | kwargs
+        if not kernel_takes(query, key, value, **given):
+            return attention(query, key, value, **given)
+        return JVPAttn.fwd_dual(query, key, value, sm_scale=given.get("scale"))
+
+    return rule
+
+
+def kernel_takes(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, **options: object) -> bool:
+    """Whether `flash_rule`'s kernels take these."""
+    del scale
+    alike = query.ndim == 4 and query.shape == key.shape == value.shape
+    tangents = all(unpack_dual(each).tangent is not None for each in (query, key, value))
+    fits = query.shape[-1] in (16, 32, 64, 128, 256) and query.shape[-2] % 2 == 0 and query.shape[-2] >= 32
+    return (
+        query.is_cuda
+        and alike
+        and tangents
+        and fits
+        and not any(x is not None and x is not False and x != 0 for x in options.values())
+    )
+
+
+RULES: Mapping[Callable, Rule] = {
     F.scaled_dot_product_attention: attention,
     F.layer_norm: layer_norm,
     F.group_norm: group_norm,
