@@ -23,7 +23,7 @@ from hidistill.derivative import Forward
 from hidistill.train.loop import autocast
 
 BATCH = 8
-TIMED = {"tiny": (64, 7), "S/2": (4, 3)}
+TIMED = {"tiny": (32, 7), "S/2": (2, 3)}
 """Rows and rounds of what is timed."""
 
 
