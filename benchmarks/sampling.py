@@ -95,7 +95,14 @@ def forms(student: nn.Module, *, compiling: bool, notes: list[str]) -> Mapping[s
 
 
 def rates(
-    samplers: Mapping[str, Sampler], net: DiT, *, batches: Sequence[int], rounds: int, codec: Codec, device: str
+    samplers: Mapping[str, Sampler],
+    net: DiT,
+    *,
+    batches: Sequence[int],
+    rounds: int,
+    codec: Codec,
+    device: str,
+    clock: str,
 ) -> list[dict[str, object]]:
     """Latency and the best rate of each sampler."""
     taken: dict[str, dict[int, Spread]] = {name: {} for name in samplers}
@@ -107,7 +114,7 @@ def rates(
             name: (lambda sampler=sampler, noise=noise, cond=cond: codec.decode(sampler(noise, cond)))
             for name, sampler in samplers.items()
         }
-        for name, values in in_turns(calls, rounds).items():
+        for name, values in in_turns(calls, rounds, clock=clock).items():
             taken[name][batch] = Spread.of(values)
     rows = []
     for name, found in taken.items():
@@ -153,7 +160,7 @@ def measured(words: Sequence[str] | None = None) -> tuple[dict[str, list[dict[st
     teacher, student = networks(chosen.size, chosen.teacher, chosen.student, chosen.device)
     students = forms(student, compiling=chosen.compile, notes=notes)
     many = {f"teacher, {n} guided steps": steps_of_teacher(teacher, n) for n in chosen.teacher_steps}
-    shared = {"net": teacher, "codec": Pixels(), "device": chosen.device}
+    shared = {"net": teacher, "codec": Pixels(), "device": chosen.device, "clock": chosen.clock}
     rows = rates(students, batches=chosen.batches, rounds=chosen.rounds, **shared)
     best = {1, *(int(row["at a batch of"]) for row in rows if row["who"] == "student, 1 step")}  # type: ignore[call-overload]
     rows += rates(many, batches=sorted(best), rounds=1, **shared) if many else []
@@ -162,7 +169,7 @@ def measured(words: Sequence[str] | None = None) -> tuple[dict[str, list[dict[st
     if not isinstance(codec, Pixels):
         one = {"student, 1 step": students["student, 1 step"], "the decoder alone": lambda noise, _: noise}
         sections["With a decoder"] = rates(
-            one, net=teacher, batches=[1], rounds=min(3, chosen.rounds), codec=codec, device=chosen.device
+            one, batches=[1], rounds=min(3, chosen.rounds), **(shared | {"codec": codec})
         )
     if chosen.judge:
         sections[f"Quality of {chosen.judge} images"] = quality(students, chosen.judge, chosen.device)

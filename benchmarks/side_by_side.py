@@ -76,7 +76,7 @@ def kept(pair: Pair, losses: Callable) -> int:
             parameter.requires_grad_(False)
 
 
-def row(peer: str, pair: Pair, made: Roles, rounds: int, precision: str) -> dict[str, object]:
+def row(peer: str, pair: Pair, made: Roles, *, rounds: int, precision: str, clock: str = "wall") -> dict[str, object]:
     """One line of the table."""
     device = made.t.device.type
 
@@ -91,7 +91,7 @@ def row(peer: str, pair: Pair, made: Roles, rounds: int, precision: str) -> dict
     calls = {"ours": step(pair.ours), "theirs": step(pair.theirs)}
     with torch.no_grad():
         f = flops(lambda: made.student.mean_velocity(made.x_t, t=made.t, r=made.r, cond=made.batch.cond))
-    taken = in_turns(calls, rounds)
+    taken = in_turns(calls, rounds, clock=clock)
     return {
         "peer": peer,
         "step": pair.name,
@@ -127,8 +127,9 @@ def compared(words: Sequence[str] | None = None) -> tuple[dict[str, list[dict[st
         except MissingPeerError as error:
             notes.append(str(error))
             continue
-        rows += [row(peer, pair, made, chosen.rounds, chosen.precision) for pair in found]
-    title = f"{chosen.size}, batch {chosen.batch}, {chosen.precision}, {chosen.rounds} rounds"
+        timing = {"rounds": chosen.rounds, "precision": chosen.precision, "clock": chosen.clock}
+        rows += [row(peer, pair, made, **timing) for pair in found]
+    title = f"{chosen.size}, batch {chosen.batch}, {chosen.precision}, {chosen.rounds} rounds, {chosen.clock} clock"
     return {title: rows}, notes, chosen.out
 
 

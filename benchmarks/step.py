@@ -79,7 +79,7 @@ def all_parts(made: Roles) -> Mapping[str, Callable[[], None]]:
     return parts | {f"refine without a discriminator: {part}": without[part] for part in list(without)[-2:]}
 
 
-def times(name: str, precision: str, device: str, rounds: int) -> list[dict[str, object]]:
+def times(name: str, precision: str, device: str, rounds: int, clock: str = "wall") -> list[dict[str, object]]:
     """Seconds of each part, at one size and precision."""
     batch, usual = TIMED[name]
     made = roles(name, batch, device=device)
@@ -94,7 +94,7 @@ def times(name: str, precision: str, device: str, rounds: int) -> list[dict[str,
     central = "(central)"  # refuses less than float32
     calls = {"F": lambda: student_forward(made)} | dict(all_parts(made))
     kept = {part: under(call) for part, call in calls.items() if precision == "float32" or not part.endswith(central)}
-    taken = in_turns(kept, rounds or usual)
+    taken = in_turns(kept, rounds or usual, clock=clock)
     one = Spread.of(taken["F"]).median
     return [
         {"size": name, "precision": precision, "part": part, "ms an image": 1e3 * spread.median / batch}
@@ -120,7 +120,7 @@ def main() -> None:
             for name in chosen.sizes
             if name in TIMED
             for precision in chosen.precisions
-            for row in times(name, precision, chosen.device, chosen.rounds)
+            for row in times(name, precision, chosen.device, chosen.rounds, chosen.clock)
         ]
     sys.stdout.write(publish("step", sections, chosen.out))
 

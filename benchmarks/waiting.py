@@ -43,7 +43,7 @@ def source() -> Source:
     return Source(records, COUNT, "numbers", tuple(str(i) for i in range(CLASSES)))
 
 
-def row(name: str, teacher: DiT, batch_at: Callable[[int], Batch], rounds: int) -> dict[str, object]:
+def row(name: str, teacher: DiT, batch_at: Callable[[int], Batch], *, rounds: int, clock: str) -> dict[str, object]:
     """Waiting beside working."""
     student = teacher.requires_grad_(False).student()
     update = sketch(student, Guided(teacher, 1.5), steps=10, derivative=Forward()).updates["student"]
@@ -52,8 +52,8 @@ def row(name: str, teacher: DiT, batch_at: Callable[[int], Batch], rounds: int) 
     step()
     waits, works = [], []
     for index in range(rounds):
-        waits.append(seconds(lambda index=index: batch_at(index + 1)))
-        works.append(seconds(step))
+        waits.append(seconds(lambda index=index: batch_at(index + 1), clock))
+        works.append(seconds(step, clock))
     wait, work = Spread.of(waits), Spread.of(works)
     share = wait.median / (wait.median + work.median)
     return {"batches": name, "wait, s": wait.text(), "step, s": work.text(), "share of waiting, %": 100 * share}
@@ -64,14 +64,15 @@ def main() -> None:
     parser = options(__doc__, "waiting")
     parser.add_argument("--rounds", type=int, default=20)
     chosen = parser.parse_args()
+    timing = {"rounds": chosen.rounds, "clock": chosen.clock}
     demo = batches(bundled("train"), batch_size=BATCH, seed=0)
-    rows = [row("the demo's pictures", read_teacher(TEACHER), demo, chosen.rounds)]
+    rows = [row("the demo's pictures", read_teacher(TEACHER), demo, **timing)]
     with tempfile.TemporaryDirectory() as place:
         plan = Plan(codec=Pixels(), codec_digest="pixels", prompts=None, size=SIDE, batch_size=BATCH, rows=500)
         write(Path(place), source, plan)
         cache = Cache.open(Path(place))
         net = DiT(image_size=SIDE, channels=3, classes=CLASSES, size="tiny", patch=4)
-        rows.append(row("a cache's latents", net, partial(cache.batch_at, batch_size=BATCH, seed=0), chosen.rounds))
+        rows.append(row("a cache's latents", net, partial(cache.batch_at, batch_size=BATCH, seed=0), **timing))
     sys.stdout.write(publish("waiting", {"Waiting for data": rows}, chosen.out))
 
 

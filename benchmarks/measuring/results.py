@@ -24,6 +24,8 @@ def options(description: str | None, name: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, prog=f"benchmarks/{name}.py"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench", help="folder of the JSON and Markdown")
+    words = "time that passes, or this process's own: for a busy machine and one thread"
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=words)
     return parser
 
 

@@ -38,7 +38,7 @@ def test_a_pair_is_compared_by_losses_and_gradients(factor):
     apart = side_by_side.difference(pair)
     assert apart["loss"] == pytest.approx(factor - 1, abs=1e-5)
     assert apart["gradient"] == pytest.approx(factor - 1, abs=1e-5)
-    line = side_by_side.row("us", pair, made, 1, "float32")
+    line = side_by_side.row("us", pair, made, rounds=1, precision="float32", clock="cpu")
     assert line["ours, F"] == line["theirs, F"] == pytest.approx(3.0, abs=0.05)
     assert line["saved, ours / theirs"] == pytest.approx(1.0, abs=0.01)
     assert all(weight.grad is None and not weight.requires_grad for weight in own)
