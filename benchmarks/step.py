@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from measuring.counting import MIB, flops, peak, saved
-from measuring.problems import BACK_ENDS, SIZES, Roles, refine_parts, roles, sketch_parts, update_of
+from measuring.problems import BACK_ENDS, SIZES, Roles, refine_parts, roles, sketch_parts, torch_func, update_of
 from measuring.results import options, publish
 from measuring.timing import Spread, in_turns
 
@@ -73,6 +73,8 @@ def all_parts(made: Roles) -> Mapping[str, Callable[[], None]]:
     for back_end, derivative in BACK_ENDS.items():
         for part, call in sketch_parts(made, derivative).items():
             dependent = part.startswith(("derivative", "whole"))
+            if derivative is torch_func and not part.startswith("derivative"):
+                continue  # only to compare with
             parts[f"sketch: {part}" + (f" ({back_end})" if dependent else "")] = call
     parts |= {f"refine: {part}": call for part, call in refine_parts(made).items()}
     without = refine_parts(made, adversarial=False)

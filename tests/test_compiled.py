@@ -9,7 +9,8 @@ from hidistill.inference import CompiledStudent
 from hidistill.sampling import jump
 from hidistill.teachers.dit import DiT, Size
 
-pytestmark = pytest.mark.compile
+# Inductor still uses torch.jit, of which torch warns.
+pytestmark = [pytest.mark.compile, pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")]
 
 
 def student(pixel_channels=0):

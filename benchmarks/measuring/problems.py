@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hidistill.derivative import Central, Forward
 from hidistill.discriminators.adaptive import Adaptive
@@ -14,7 +15,7 @@ from hidistill.path import interpolate
 from hidistill.recipes.stages import refine, sketch
 from hidistill.teachers.dit import DiT, FlowMapDiT
 from hidistill.train.stage import Update
-from hidistill.types import Batch, Derivative
+from hidistill.types import Batch, Cond, Derivative, Points, Student, Times
 
 from .counting import moving
 
@@ -159,4 +160,16 @@ def refine_parts(roles: Roles, *, adversarial: bool = True) -> Mapping[str, Call
     return calls | {"student's update": update("student"), "critics' update": update("critics")}
 
 
-BACK_ENDS: Mapping[str, Derivative] = {"forward": Forward(), "central": Central()}
+@torch.no_grad()
+def torch_func(student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points) -> Points:
+    """The derivative as public implementations take it: torch's own rules, unfused attention."""
+    moving_in = (direction, torch.ones_like(t))
+
+    def u(x: Tensor, time: Tensor) -> Tensor:
+        return student.mean_velocity(x, t=time, r=r, cond=cond)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        return torch.func.jvp(u, (x_t, t), moving_in)[1]
+
+
+BACK_ENDS: Mapping[str, Derivative] = {"forward": Forward(), "central": Central(), "torch.func.jvp": torch_func}

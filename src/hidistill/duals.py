@@ -164,7 +164,7 @@ def attend(query: Dual, key: Dual, value: Dual) -> tuple[Tensor, Tensor]:
         moved = torch.ops.aten._softmax_backward_data(change.to(precise), weights, -1, precise)
         tangent = added(tangent, moved.to(v.dtype), v)
     assert tangent is not None
-    return out.unflatten(0, batch), tangent.unflatten(0, batch)
+    return out.view(*batch, *out.shape[1:]), tangent.view(*batch, *out.shape[1:])
 
 
 def flat(dual: Dual, batch: Sequence[int]) -> Dual:
