@@ -7,8 +7,7 @@ import sys
 from copy import deepcopy
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from measuring.counting import flops, moving
 
 from hidistill.derivative import Forward
 from hidistill.discriminators.adaptive import Adaptive
@@ -22,22 +21,9 @@ from hidistill.types import Batch
 BATCH = 8
 
 
-def flops(run) -> int:  # noqa: ANN001 -- any call without arguments
-    """Products of one call; attention is counted because it is unfused."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    return counter.get_total_flops()
-
-
 def spent(update: Update, batch: Batch) -> int:
     """Products of one update, where only what it moves has a gradient."""
-    for parameter in update.parameters():
-        parameter.requires_grad_(True)
-    total = flops(lambda: update.objective(batch).value.mean().backward())
-    for parameter in update.parameters():
-        parameter.requires_grad_(False)
-        parameter.grad = None
-    return total
+    return flops(moving(update.parameters(), lambda: update.objective(batch).value.mean()))
 
 
 def costs(size: str, pixel_channels: int = 0) -> list[str]:

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,7 +8,8 @@ from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hidistill.derivative import QUERIES, Central, DualProducts, Forward, self_test
+from hidistill.derivative import Central, Forward, self_test
+from hidistill.duals import QUERIES, DualRules, attention, flash_rule, kernel_takes
 from hidistill.teachers.dit import DiT
 from hidistill.teachers.mixture import ExactFlowMap, Mixture
 from hidistill.teachers.mlp import MLP
@@ -154,7 +157,7 @@ def test_chunks_of_attention_equal_unfused_attention(tangents, queries, keys):
         return unpack_dual(F.scaled_dot_product_attention(*duals))
 
     with torch.no_grad(), dual_level():
-        with DualProducts():
+        with DualRules():
             out, tangent = attend()
         with sdpa_kernel(SDPBackend.MATH):
             expected_out, expected_tangent = attend()
@@ -172,10 +175,89 @@ def test_attention_never_holds_all_scores():
             return out
 
     q, dq = torch.randn(2, 1, 1, tokens, 4)
-    with torch.no_grad(), dual_level(), DualProducts(), Watch():
+    with torch.no_grad(), dual_level(), DualRules(), Watch():
         dual = make_dual(q, dq)
         F.scaled_dot_product_attention(dual, dual, dual)
     assert max(largest) == QUERIES * tokens
+
+
+def test_kernels_for_gpus_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jvp_flash_attention.jvp_attention", None)
+    with pytest.raises(ImportError, match="pip install --no-deps jvp-flash-attention"):
+        Forward(flash_rule())
+
+
+def test_a_rule_of_attention_can_be_chosen():
+    student, x_t, point = problem("dit", torch.float64)
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(kernel_takes(*args, **kwargs))
+        return attention(*args, **kwargs)
+
+    assert torch.equal(Forward(counted)(student, x_t, **point), Forward()(student, x_t, **point))
+    assert calls == [False] * 4  # a layer each, and no kernel takes them on a CPU
+
+
+@pytest.mark.gpu
+def test_kernels_for_gpus_give_the_tangents_of_unfused_attention():
+    rule = flash_rule()
+    q, dq, k, dk, v, dv = torch.randn(6, 2, 3, 64, 32, device="cuda")
+    with torch.no_grad(), dual_level():
+        duals = [make_dual(*pair) for pair in ((q, dq), (k, dk), (v, dv))]
+        assert kernel_takes(*duals)
+        assert not kernel_takes(*duals, is_causal=True)
+        found, expected = unpack_dual(rule(*duals)), unpack_dual(attention(*duals))
+    assert relative(found.primal, expected.primal) < 1e-2
+    assert relative(found.tangent, expected.tangent) < 1e-2
+
+
+NORMS = {
+    "layer": lambda x, w, b: F.layer_norm(x, (6,), w, b, 1e-3),
+    "layer of two": lambda x, w, b: F.layer_norm(x, (4, 6), w, b),
+    "layer, plain": lambda x, w, b: F.layer_norm(x, (6,)),
+    "group": lambda x, w, b: F.group_norm(x, 2, w, b, 1e-3),
+    "group, plain": lambda x, w, b: F.group_norm(x, 2),
+    "group, turned": lambda x, w, b: F.group_norm(x.transpose(1, 2), 3, w, b),
+}
+NORMALIZED = {"layer of two": (4, 6), "group": (4,), "group, turned": (6,)}
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("moving_weights", [False, True])
+def test_normalizations_have_the_tangents_of_torch(name, moving_weights):
+    x, dx = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    shape = NORMALIZED.get(name, (6,))
+    w, b, dw = torch.randn(3, *shape, dtype=torch.float64)
+
+    def normalized():
+        weight = make_dual(w, dw) if moving_weights else w
+        return unpack_dual(NORMS[name](make_dual(x, dx), weight, b))
+
+    with torch.no_grad(), dual_level():
+        with DualRules():
+            out, tangent = normalized()
+        if name == "group, turned":  # torch's own rule cannot view what is not contiguous
+            expected = unpack_dual(F.group_norm(make_dual(x.mT.contiguous(), dx.mT.contiguous()), 3, w, b))
+            if moving_weights:
+                return
+        else:
+            expected = normalized()
+        torch.testing.assert_close(out, expected.primal)
+        torch.testing.assert_close(tangent, expected.tangent)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalizations_of_low_precision_with_weights_in_float32(dtype):
+    """torch's own rule for group norm answers a bfloat16 primal with a float32 tangent here."""
+    x, dx = torch.randn(2, 3, 4, 6)
+    w = torch.randn(4)
+    with torch.no_grad(), dual_level(), DualRules(), torch.autocast("cpu", torch.bfloat16):
+        out, tangent = unpack_dual(F.group_norm(make_dual(x.to(dtype), dx.to(dtype)), 2, w, w))
+        assert tangent.dtype == out.dtype
+    with torch.no_grad(), dual_level():
+        expected = unpack_dual(F.group_norm(make_dual(x, dx), 2, w, w)).tangent
+    assert relative(tangent.float(), expected) < 0.02
 
 
 class Parabola(nn.Module):

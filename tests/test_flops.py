@@ -1,17 +1,11 @@
+"""What a derivative costs, in forwards of the student."""
+
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from measuring.counting import flops
 
 from hidistill.derivative import Forward
 from hidistill.teachers.dit import DiT
-
-
-def flops(run):
-    """Products of one call; attention is counted because it is unfused."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        run()
-    return counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
@@ -24,6 +18,7 @@ def test_a_derivative_costs_two_forwards(size, image_size, channels, pixel_chann
     student = net.student()
     x_t, direction = torch.randn(2, 2, channels, image_size, image_size)
     point = {"t": torch.tensor([0.9, 0.6]), "r": torch.tensor([0.1, 0.3]), "cond": torch.tensor([3, 10])}
-    forward = flops(lambda: student.mean_velocity(x_t, **point))
-    derivative = flops(lambda: Forward()(student, x_t, **point, direction=direction))
+    with torch.no_grad():
+        forward = flops(lambda: student.mean_velocity(x_t, **point))
+        derivative = flops(lambda: Forward()(student, x_t, **point, direction=direction))
     assert 2.0 * forward < derivative <= 2.1 * forward

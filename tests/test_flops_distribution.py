@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from measuring.counting import flops
 
 from hidistill.discriminators.adaptive import Adaptive
 from hidistill.discriminators.per_token import PerToken
@@ -21,13 +20,6 @@ from hidistill.objectives.regression import Paired, Regression, stored
 from hidistill.teachers.dit import DiT
 
 B = 8
-
-
-def flops(run):
-    """Products of one call, forward and backward; attention is counted because it is unfused."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    return counter.get_total_flops()
 
 
 @pytest.fixture(scope="module")

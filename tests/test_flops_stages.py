@@ -2,9 +2,8 @@
 
 import pytest
 import torch
+from measuring.counting import flops, moving
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hidistill.derivative import Central, Forward
 from hidistill.discriminators.adaptive import Adaptive
@@ -16,13 +15,6 @@ from hidistill.teachers.dit import DiT
 from hidistill.types import Batch
 
 B = 8
-
-
-def flops(run):
-    """Products of one call, forward and backward; attention is counted because it is unfused."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
-    return counter.get_total_flops()
 
 
 def cost(update, batch, f):
@@ -101,3 +93,19 @@ def test_refine_without_a_discriminator_keeps_no_graph_of_the_teacher(parts):
     stage = refine(student, teacher, fake, None, steps=10)
     assert cost(stage.updates["student"], batch, f) <= 6.0
     assert cost(stage.updates["critics"], batch, f) <= 4.0
+
+
+@pytest.mark.parametrize("head", [Adaptive, Pooled])
+def test_pooling_heads_cost_next_to_nothing(parts, head):
+    """At most 5 % of either update: tokens are pooled before they are projected."""
+    teacher, student, batch, f = parts
+    fake = teacher.teacher.from_config(teacher.teacher.config).requires_grad_(False)
+    discriminator = head(teacher.feature_channels).requires_grad_(False)
+    stage = refine(student, teacher, fake, discriminator, steps=10)
+    two = [torch.randn(2 * B, teacher.teacher.grid**2, channels) for channels in teacher.feature_channels]
+    at = {"t": torch.rand(2 * B), "cond": torch.arange(2 * B)}
+    alone = moving(discriminator.parameters(), lambda: discriminator(two, **at).mean())
+    assert flops(alone) / f <= 0.05 * cost(stage.updates["critics"], batch, f)
+    one = [layer[:B].requires_grad_() for layer in two]
+    back = flops(lambda: discriminator(one, t=at["t"][:B], cond=at["cond"][:B]).mean().backward())
+    assert 0 < back / f <= 0.05 * cost(stage.updates["student"], batch, f)

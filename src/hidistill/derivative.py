@@ -4,35 +4,34 @@
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
+from hidistill.duals import DualRules, Rule
 from hidistill.path import per_row, rows_of
 from hidistill.share import anywhere
-from hidistill.types import Cond, Points, Student, Times
-
-Dual = tuple[Tensor, Tensor | None]
-"""A primal and its tangent; None is a tangent of zero."""
-QUERIES = 256
-"""Queries of attention that are differentiated at once: as fast as all of them, in a tenth of the memory."""
+from hidistill.types import Cond, Derivative, Points, Student, Times
 
 
 @dataclass(frozen=True)
 class Forward:
     """Forward-mode differentiation, exact: about two forwards, no graph, any precision, any module as it is.
 
+    Args:
+        attention: the rule of attention, such as `duals.flash_rule()` on a GPU; None is `duals.attention`.
+
     Raises:
         ValueError: when called, if the student's answer depends on neither x_t nor t.
     """
+
+    attention: Rule | None = None
 
     def __post_init__(self) -> None:
         """Have torch load its rules, which it does at the first dual number."""
@@ -42,8 +41,8 @@ class Forward:
     def __call__(self, student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points) -> Points:
         """See `types.Derivative`."""
         # MATH is for attention inside torch's own composite functions, such as nn.MultiheadAttention's, which hide it
-        # from DualProducts.
-        with dual_level(), DualProducts(), sdpa_kernel(SDPBackend.MATH):
+        # from DualRules.
+        with dual_level(), DualRules(self.attention), sdpa_kernel(SDPBackend.MATH):
             x = make_dual(x_t.detach(), direction.detach().to(x_t.dtype))
             dual_t = make_dual(t.detach(), torch.ones_like(t))
             tangent = unpack_dual(student.mean_velocity(x, t=dual_t, r=r.detach(), cond=cond)).tangent
@@ -53,6 +52,33 @@ class Forward:
                 "t through differentiable operations: look for .detach(), .item(), .data or numpy on its way"
             )
         return tangent
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Another derivative as one graph of torch.compile, with its own kernels in the place of a pass per operation.
+
+    The function that takes the derivative is compiled, not the student: over a compiled module forward mode silently
+    runs eager. A graph that would break is an error. The first call takes a minute or so, and so does the first of
+    each further shape; batches should all be of one size.
+
+    Args:
+        derivative: `Forward`; `Central` looks at the times and cannot be traced.
+
+    Raises:
+        torch._dynamo.exc.Unsupported: when called, if the student cannot be one graph.
+    """
+
+    derivative: Derivative = field(default_factory=Forward)
+
+    @cached_property
+    def graph(self) -> Callable[..., Points]:
+        """What is compiled."""
+        return torch.compile(self.derivative.__call__, fullgraph=True, dynamic=False)
+
+    def __call__(self, student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points) -> Points:
+        """See `types.Derivative`."""
+        return self.graph(student, x_t, t=t, r=r, cond=cond, direction=direction)
 
 
 @dataclass(frozen=True)
@@ -146,84 +172,3 @@ def refuse_low_precision(x_t: Points) -> None:
             f"Central came to {came}, where differences are 11 to 40 % wrong from rounding; they need float32 without "
             "autocast: use Forward(), which is below 1 % in bfloat16"
         )
-
-
-class DualProducts(TorchFunctionMode):
-    """Products and attention that know dual numbers, in place of torch's.
-
-    A linear layer with constant weights takes two products; torch's own rule takes a third, with a zero tangent that
-    it makes for the weights. No fused attention kernel has a forward derivative.
-    """
-
-    def __torch_function__(
-        self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping | None = None
-    ) -> object:
-        """Route what is known here, leave the rest to torch."""
-        del types
-        kwargs = kwargs or {}
-        if func in (F.linear, F.conv1d, F.conv2d, F.conv3d):
-            return affine(func, *args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return attention(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def affine(
-    func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None, *args: object, **kwargs: object
-) -> Tensor:
-    """A linear or convolutional layer: the tangent passes through the same weights, without the bias."""
-    primal, tangent = unpack_dual(input)
-    constant = unpack_dual(weight).tangent is None and (bias is None or unpack_dual(bias).tangent is None)
-    if tangent is None or not constant:
-        return func(input, weight, bias, *args, **kwargs)
-    return make_dual(func(primal, weight, bias, *args, **kwargs), func(tangent, weight, None, *args, **kwargs))
-
-
-def attention(  # noqa: PLR0917 -- torch's own signature
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Scaled dot-product attention and its exact tangent, `QUERIES` queries at a time.
-
-    Masks, dropout and grouped heads go to torch's unfused attention, whose tangent needs all n^2 scores at once.
-    """
-    q, k, v = unpack_dual(query), unpack_dual(key), unpack_dual(value)
-    constant = q.tangent is None and k.tangent is None and v.tangent is None
-    if constant or attn_mask is not None or dropout_p or is_causal or enable_gqa:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
-    outs, tangents = [], []
-    for first in range(0, query.shape[-2], QUERIES):
-        rows = slice(first, first + QUERIES)
-        dq = None if q.tangent is None else q.tangent[..., rows, :] * factor
-        out, tangent = attend((q.primal[..., rows, :] * factor, dq), k, v)
-        outs.append(out)
-        tangents.append(tangent)
-    return make_dual(torch.cat(outs, -2), torch.cat(tangents, -2))
-
-
-def attend(query: Dual, key: Dual, value: Dual) -> tuple[Tensor, Tensor]:
-    """Attention of scaled queries, and its tangent.
-
-    `out = P v`; `d_scores = dq k^T + q dk^T`; `d_out = (P d_scores) v - rowsum(P d_scores) out + P dv`.
-    """
-    (q, dq), (k, dk), (v, dv) = query, key, value
-    scores = q @ k.mT
-    # Scores may be in bfloat16; their exponentials and the sum of them may not.
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    out = weights.to(v.dtype) @ v
-    tangent = torch.zeros_like(out) if dv is None else weights.to(v.dtype) @ dv
-    parts = ([] if dq is None else [dq @ k.mT]) + ([] if dk is None else [q @ dk.mT])
-    if parts:
-        change = weights * sum(parts)
-        tangent = tangent + change.to(v.dtype) @ v - (change.sum(-1, keepdim=True) * out).to(out.dtype)
-    return out, tangent

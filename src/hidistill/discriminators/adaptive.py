@@ -24,6 +24,9 @@ class AdaptiveHead(nn.Module):
     A query of zero weighs every token alike, which is average pooling. Keys have no bias: it would add the same to
     every token's score, which the softmax takes away again.
 
+    Neither keys nor values are made of every token: `q (W_k h)^T = (q W_k) h^T`, and since weights sum to 1,
+    `w (W_v h + b) = W_v (w h) + b`. Tokens are met by m queries and by m pooled vectors alone, d / m times cheaper.
+
     Args:
         channels: of the tokens.
         width: d, of keys, values and the verdict's hidden layer.
@@ -75,14 +78,16 @@ class AdaptiveHead(nn.Module):
             queries = queries + self.time(t)[:, None]
         if self.label is not None:
             queries = queries + self.label(labels_of(cond))[:, None]
-        scores = queries @ self.key(h).transpose(1, 2) / queries.shape[-1] ** 0.5
+        projection = self.key.weight
+        assert isinstance(projection, Tensor)
+        scores = (queries @ projection) @ h.transpose(1, 2) / queries.shape[-1] ** 0.5
         return scores.softmax(2, dtype=torch.promote_types(scores.dtype, torch.float32))
 
     def forward(self, tokens: Tokens, *, t: Times, cond: Cond) -> tuple[Logits, Tensor]:
         """One logit per query, and the attention."""
         h = self.norm(tokens)
         weights = self.weights(h, t=t, cond=cond)
-        z = self.norm_pooled(weights.to(h.dtype) @ self.value(h))
+        z = self.norm_pooled(self.value(weights.to(h.dtype) @ h))
         return self.verdict(F.leaky_relu(self.hidden(z), 0.2)).squeeze(2), weights
 
 

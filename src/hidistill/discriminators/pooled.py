@@ -11,7 +11,7 @@ from hidistill.types import Cond, Logits, Times, Tokens
 
 
 class PooledHead(nn.Module):
-    """One tapped layer's head: the mean of the tokens' values, and a verdict on it."""
+    """One tapped layer's head: the value of the tokens' mean (the mean of their values), and a verdict on it."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class PooledHead(nn.Module):
 
     def forward(self, tokens: Tokens) -> Logits:
         """(b, n, channels) -> (b, 1)."""
-        z = self.norm_pooled(self.value(self.norm(tokens)).mean(1))
+        z = self.norm_pooled(self.value(self.norm(tokens).mean(1)))
         return self.verdict(F.leaky_relu(self.hidden(z), 0.2))
 
 

@@ -64,8 +64,8 @@ SKETCH_COSTS: Mapping[Trajectory, float] = {
 for regression come on top once, and so does nothing else."""
 REFINE_COSTS: Mapping[tuple[Distribution, Head], float] = {
     ("dmd", "none"): 7.0,
-    ("dmd+gan", "adaptive"): 10.1,
-    ("dmd+gan", "pooled"): 9.9,
+    ("dmd+gan", "adaptive"): 9.5,
+    ("dmd+gan", "pooled"): 9.5,
     ("dmd+gan", "convolutional"): 9.6,
     ("dmd+gan", "per_token"): 10.0,
     ("gan", "per_token"): 6.2,

@@ -1,0 +1,143 @@
+"""The same steps by others and by us, in one run: first shown equal, then timed in turns.
+
+    python benchmarks/side_by_side.py --fastgen CHECKOUT --py-meanflow CHECKOUT/meanflow --modelopt FOLDER
+
+Peers are installed or given by their folders; one that is missing is said and left out. All get the same network,
+weights, data, times and noise. "Difference" is the largest relative difference of the losses, and of the gradients as
+vectors where both should have the same. Ratios are medians of paired ratios, ours by theirs, with quartiles; below 1 we
+are faster. "Saved" is what the losses keep for the backward pass beside the weights, ours by theirs. A step is losses
+and backward pass, without optimizer.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import peers.fastgen
+import peers.meanflow
+import peers.model_optimizer
+import torch
+from measuring.counting import flops, moving, saved
+from measuring.problems import SIZES, Roles, roles
+from measuring.results import options, publish
+from measuring.timing import Spread, in_turns, ratio
+from peers import MissingPeerError, Pair
+from torch import Tensor
+
+from hidistill.train.loop import autocast
+
+Adapter = Callable[[Roles, Path | None], Sequence[Pair]]
+PEERS: Mapping[str, Adapter] = {
+    "fastgen": peers.fastgen.pairs,
+    "py-meanflow": peers.meanflow.pairs,
+    "modelopt": peers.model_optimizer.pairs,
+}
+
+
+def difference(pair: Pair) -> dict[str, float]:
+    """Largest relative difference of the losses, and of the gradients; not a number where these should differ."""
+    answers = []
+    for losses in (pair.ours, pair.theirs):
+        seen: dict[str, float] = {}
+
+        def total(losses: Callable = losses, seen: dict = seen) -> Tensor:
+            found = losses()
+            seen |= {name: value.item() for name, value in found.items()}
+            return found["total"]
+
+        answers.append((seen, gradients(pair.parameters, total)))
+    (ours, gradient), (theirs, other) = answers
+    loss = max(abs(ours[name] - theirs[name]) / max(abs(theirs[name]), 1e-8) for name in theirs)
+    apart = float((gradient - other).norm() / other.norm()) if pair.gradients else float("nan")
+    return {"loss": loss, "gradient": apart}
+
+
+def gradients(parameters: Sequence[Tensor], total: Callable[[], Tensor]) -> Tensor:
+    """All gradients as one vector."""
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        found = torch.autograd.grad(total(), list(parameters), allow_unused=True)
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    return torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten()
+                      for p, g in zip(parameters, found, strict=True)])  # fmt: skip
+
+
+def kept(pair: Pair, losses: Callable) -> int:
+    """Bytes saved for the backward pass."""
+    for parameter in pair.parameters:
+        parameter.requires_grad_(True)
+    try:
+        return saved(lambda: losses()["total"], pair.parameters)
+    finally:
+        for parameter in pair.parameters:
+            parameter.requires_grad_(False)
+
+
+def row(peer: str, pair: Pair, made: Roles, *, rounds: int, precision: str, clock: str = "wall") -> dict[str, object]:
+    """One line of the table."""
+    device = made.t.device.type
+
+    def step(losses: Callable) -> Callable[[], None]:
+        def total() -> Tensor:
+            with autocast(precision, device):
+                return losses()["total"]
+
+        return moving(pair.parameters, total)
+
+    apart = difference(pair)
+    calls = {"ours": step(pair.ours), "theirs": step(pair.theirs)}
+    with torch.no_grad():
+        f = flops(lambda: made.student.mean_velocity(made.x_t, t=made.t, r=made.r, cond=made.batch.cond))
+    taken = in_turns(calls, rounds, clock=clock)
+    return {
+        "peer": peer,
+        "step": pair.name,
+        "difference of losses": f"{apart['loss']:.0e}",
+        "of gradients": f"{apart['gradient']:.0e}" if pair.gradients else "-",
+        "ours, F": flops(calls["ours"]) / f,
+        "theirs, F": flops(calls["theirs"]) / f,
+        "ours, s": Spread.of(taken["ours"]).text(),
+        "theirs, s": Spread.of(taken["theirs"]).text(),
+        "ours / theirs": ratio(taken["ours"], taken["theirs"]).text(),
+        "saved, ours / theirs": kept(pair, pair.ours) / kept(pair, pair.theirs),
+    }
+
+
+def compared(words: Sequence[str] | None = None) -> tuple[dict[str, list[dict[str, object]]], list[str], Path]:
+    """A table with every peer that is there, notes, and the folder they go to, for the words of a command line."""
+    parser = options(__doc__, "side_by_side")
+    for peer in PEERS:
+        parser.add_argument(f"--{peer}", type=Path, help="its folder, if it is not installed")
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--size", choices=list(SIZES), default="tiny")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    chosen = parser.parse_args(words)
+    rows, notes = [], []
+    for peer in chosen.peers:
+        made = roles(chosen.size, chosen.batch, device=chosen.device)
+        made.head.eval()  # spectral norms would change from call to call
+        try:
+            found = PEERS[peer](made, getattr(chosen, peer.replace("-", "_")))
+        except MissingPeerError as error:
+            notes.append(str(error))
+            continue
+        timing = {"rounds": chosen.rounds, "precision": chosen.precision, "clock": chosen.clock}
+        rows += [row(peer, pair, made, **timing) for pair in found]
+    title = f"{chosen.size}, batch {chosen.batch}, {chosen.precision}, {chosen.rounds} rounds, {chosen.clock} clock"
+    return {title: rows}, notes, chosen.out
+
+
+def main() -> None:
+    """Compare and write."""
+    sections, notes, out = compared()
+    sys.stdout.write(publish("side_by_side", sections, out, notes=notes, packages=("nvidia-modelopt",)))
+
+
+if __name__ == "__main__":
+    main()
