@@ -55,8 +55,8 @@ def curves(panels: Sequence[Panel], caption: str, *, log_x: bool = True, log_y: 
     figure = Figure(figsize=(4.2 * len(panels) + 0.4 + beside, 3.6), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         plain(axes)
-        axes.set_xlabel(panel.xlabel, color=INK)
-        axes.set_ylabel(panel.ylabel, color=INK)
+        axes.set_xlabel(panel.xlabel, color=INK, fontsize=9)
+        axes.set_ylabel(panel.ylabel, color=INK, fontsize=9)
         for index, curve in enumerate(panel.curves):
             color, dash, marker = (look[index % len(look)] for look in (SERIES, DASHES, MARKERS))
             means = [fmean(values) for values in curve.values]
@@ -68,6 +68,9 @@ def curves(panels: Sequence[Panel], caption: str, *, log_x: bool = True, log_y: 
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, linestyle="", markersize=2, alpha=0.55)
         if log_x:
             axes.set_xscale("log")
+            where = sorted({x for curve in panel.curves for x in curve.x})
+            axes.set_xticks(where, [f"{x:,.0f}" for x in where])
+            axes.set_xticks([], minor=True)
         if log_y:
             axes.set_yscale("log")
         levels(axes, panel.levels)
