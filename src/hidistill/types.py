@@ -203,7 +203,7 @@ class Noised:
         probe: the frozen teacher's velocity, and the features to judge by: the teacher's too, unless the bridge was
             told of another network.
         real: clean real samples of the same rows; None if there are none.
-        known: velocities at `x_t` of other fields, as far as they have been passed.
+        known: velocities at `x_t` of all fields that have been passed, the teacher's among them.
     """
 
     x_0: Points

@@ -147,6 +147,20 @@ def test_a_cell_of_the_bench_gives_numbers_for_every_column(tmp_path, arguments)
     assert ("entropy" in found) == ("head" in arguments)
 
 
+def test_a_sketch_is_trained_once_and_is_what_it_would_be_alone(tmp_path):
+    """Two cells of a seed that refine the same sketch; without the stored one, the second gives the same numbers."""
+    net = tiny()
+    weights.save(tmp_path / "teacher" / "teacher.safetensors", net, family="dit", config=net.config)
+    method = {"sketch": "meanflow", "sketch_steps": 3, "refine": "dmd", "refine_steps": 2}
+    alone = bench.cell(seed=1, folder=tmp_path / "cells" / "alone" / "1", **method)
+    (stored,) = (tmp_path / "sketches").rglob("student.safetensors")
+    assert "-3-1" in stored.parent.name
+    before = stored.stat().st_mtime_ns
+    shared = bench.cell(seed=1, folder=tmp_path / "cells" / "shared" / "1", **method)
+    assert shared == alone
+    assert stored.stat().st_mtime_ns == before
+
+
 def test_a_planted_defect_is_where_the_mask_says():
     torch.manual_seed(0)
     x = torch.randn(3, 1, 28, 28)

@@ -9,7 +9,7 @@ from hidistill.objectives.dmd import DMD
 from hidistill.path import interpolate
 from hidistill.teachers.dit import DiT, Size
 from hidistill.times import Uniform
-from hidistill.types import Batch, Noised, Probe
+from hidistill.types import Batch, Noised, Probe, Rollout
 
 SHAPE = (5, 2, 4, 4)
 COND = torch.tensor([0, 1, 0, 1, 0])
@@ -24,7 +24,8 @@ def network():
 
 def noised(teacher, x_0, noise, t):
     x_t = interpolate(x_0, noise, t)
-    return Noised(x_0, x_t, t, COND, Probe(teacher.velocity(x_t, t=t, cond=COND).detach(), []))
+    velocity = teacher.velocity(x_t, t=t, cond=COND).detach()
+    return Noised(x_0, x_t, t, COND, Probe(velocity, []), known=[(teacher, velocity)])
 
 
 def direction(objective, sample):
@@ -71,8 +72,8 @@ def test_descending_moves_samples_from_the_null_condition_to_theirs():
         def null(self, cond):
             return torch.full_like(cond, 2)
 
-    x_0, t = torch.randn(SHAPE, requires_grad=True), torch.full((5,), 0.5)
-    Augmentation(Label(), 3.0)(noised(Label(), x_0, torch.randn(SHAPE), t)).value.sum().backward()
+    x_0, t, label = torch.randn(SHAPE, requires_grad=True), torch.full((5,), 0.5), Label()
+    Augmentation(label, 3.0)(noised(label, x_0, torch.randn(SHAPE), t)).value.sum().backward()
     # Denoised samples are x_t - t velocity: the smaller label's are larger, so the loss falls as samples rise.
     assert (x_0.grad < 0).all()
 
@@ -107,3 +108,27 @@ def test_both_parts_have_times_of_their_own():
 def test_what_is_no_augmentation_is_refused(scale):
     with pytest.raises(ValueError, match="needs a finite scale >= 1"):
         Augmentation(network(), scale)
+
+
+def test_a_guided_bridge_is_refused():
+    """Whose guidance would count twice, silently."""
+    teacher = network()
+    student = network().student().requires_grad_()
+    for bridge in (Guided(teacher, 1.5), network()):
+        terms = {"guidance": OnNoised(bridge, terms={"ca": Augmentation(teacher, 4.0)})}
+        with pytest.raises(ValueError, match="give OnNoised the teacher that Augmentation has"):
+            OnSamples(student, terms, differentiable=True)(Batch(torch.randn(SHAPE), COND))
+    with pytest.raises(ValueError, match="guided at scale 1"):
+        Augmentation(Guided(teacher, 1.5), 4.0)
+
+
+def test_features_may_come_from_the_fake_score():
+    """Then the bridge passes the teacher for its velocity alone, which is what augmentation asks for."""
+    teacher, fake = network(), network()
+    x_0 = torch.randn(SHAPE, requires_grad=True)
+    rollout = Rollout(torch.randn(SHAPE), x_0, COND)
+    torch.manual_seed(0)
+    plain = OnNoised(teacher, terms={"ca": Augmentation(teacher, 4.0)})(rollout)
+    torch.manual_seed(0)
+    beside = OnNoised(teacher, terms={"ca": Augmentation(teacher, 4.0)}, features_of=fake)(rollout)
+    torch.testing.assert_close(plain.value, beside.value)

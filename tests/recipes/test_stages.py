@@ -5,12 +5,13 @@ from copy import deepcopy
 import pytest
 import torch
 from randomized import randomized
+from torch import nn
 
 from hidistill.derivative import Forward
 from hidistill.discriminators.adaptive import Adaptive
 from hidistill.guidance import Guided
 from hidistill.objectives.meanflow import MeanFlow
-from hidistill.recipes.stages import refine, sketch
+from hidistill.recipes.stages import ALIGNMENTS, refine, sketch
 from hidistill.teachers.dit import DiT, Size
 from hidistill.teachers.mixture import ExactFlowMap
 from hidistill.types import Batch
@@ -24,8 +25,45 @@ def teacher():
 @pytest.mark.parametrize("size", [0.0, -0.3])
 def test_a_discriminator_whose_gradient_is_left_out_is_refused(teacher, size):
     head = Adaptive(teacher.feature_channels)
-    with pytest.raises(ValueError, match="must be positive; for distribution matching alone give discriminator=None"):
-        refine(teacher.student(), Guided(teacher, 1.5), deepcopy(teacher), head, steps=2, feature_gradient=size)
+    for judges in ({"discriminator": head}, {"discriminator": None, "alignment": ALIGNMENTS["sliced"]}):
+        with pytest.raises(
+            ValueError, match="must be positive; for distribution matching alone give discriminator=None"
+        ):
+            refine(teacher.student(), Guided(teacher, 1.5), deepcopy(teacher), **judges, steps=2, feature_gradient=size)
+
+
+class Blind(nn.Linear):
+    """A velocity field without features."""
+
+    def velocity(self, x_t, *, t, cond):
+        return self(x_t)
+
+
+def test_judges_that_do_not_fit_together_are_refused(teacher):
+    student, guided, head = teacher.student(), Guided(teacher, 1.5), Adaptive(teacher.feature_channels)
+    with pytest.raises(ValueError, match="has no judge"):
+        refine(student, guided, None, None, steps=2)
+    for fake, judge in ((None, head), (deepcopy(teacher), None)):
+        with pytest.raises(ValueError, match="it needs both"):
+            refine(student, guided, fake, judge, steps=2, on_fake=True, alignment=ALIGNMENTS["energy"])
+    with pytest.raises(TypeError, match="a Blind, which has no features"):
+        refine(student, guided, Blind(2, 2), head, steps=2, on_fake=True)
+
+
+def test_an_alignment_alone_has_no_critics(teacher):
+    """And the student then moves at every step."""
+    stage = refine(teacher.student(), Guided(teacher, 1.5), None, None, steps=2, alignment=ALIGNMENTS["energy"])
+    assert list(stage.updates) == ["student"]
+    assert stage.updates["student"].every == 1
+
+
+def test_on_the_fake_scores_features_both_learn_in_one_update(teacher):
+    """The head's small weight keeps the trunk the fake score's: the gradient of both is that of the parts."""
+    fake, head = deepcopy(teacher), Adaptive(teacher.feature_channels)
+    stage = refine(teacher.student(), Guided(teacher, 1.5), fake, head, steps=2, on_fake=True)
+    held = {id(parameter) for parameter in stage.updates["critics"].parameters()}
+    assert held == {id(parameter) for module in (fake, head) for parameter in module.parameters()}
+    assert stage.updates["critics"].objective.weights == {"gan": 1e-2}
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])

@@ -1,6 +1,7 @@
 """Every image recipe takes steps at a tiny size, stops, goes on, and ends with the weights of an undisturbed run."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -168,8 +169,43 @@ def test_the_kept_loss_does_not_warm_up_again(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("matching", "head", "judged"),
+    [
+        ("dmd", "adaptive", {"dmd", "gan"}),
+        ("dmd2", "adaptive", {"dmd", "gan"}),
+        ("gan", "per_token", {"gan"}),
+        ("energy", "none", {"dmd", "align"}),
+        ("energy_tokens", "none", {"dmd", "align"}),
+        ("sliced", "none", {"dmd", "align"}),
+        ("moments", "none", {"dmd", "align"}),
+        ("drift", "none", {"dmd", "align"}),
+    ],
+)
+def test_refine_matches_by_what_was_asked_for(matching, head, judged, tmp_path, pictures):
+    """The journal shows its losses; the student moves, the teacher does not; a fake score is there for DMD alone."""
+    recipe, arguments = fashion_run(tmp_path, pictures)
+    arguments = {**arguments, "sketch_steps": 0, "refine_steps": 2, "matching": matching, "discriminator": head}
+    experiment = replace(recipe(**arguments), finish=None)
+    student, teacher = experiment.modules["student"], experiment.frozen["teacher"]
+    before, kept = deepcopy(student.state_dict()), deepcopy(teacher.state_dict())
+    fake = experiment.modules.get("fake")
+    execute(experiment, tmp_path / "run", recipe="fashion.distill", arguments={})
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (last,) = [line for line in lines if "student/loss" in line]
+    assert {name for name in ("dmd", "gan", "align") if f"student/{name}" in last} == judged
+    assert np.isfinite(last["student/loss"])
+    assert (fake is not None) == ("dmd" in judged)
+    assert any(not torch.equal(before[key], value) for key, value in student.state_dict().items())
+    assert all(torch.equal(kept[key], value) for key, value in teacher.state_dict().items())
+    assert any("entropy" in name for line in lines for name in line) == (head == "adaptive")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"matching": "gan", "discriminator": "none"}, "it is a game of a discriminator; give one"),
+        ({"matching": "dmd2", "discriminator": "none"}, "it is a game of a discriminator; give one"),
+        ({"matching": "sliced"}, "give discriminator='none' with it"),
         ({"guidance": -1.0}, "guidance=-1.0"),
         ({"guidance": 50.0}, "guidance=50.0"),
         ({"sketch_steps": -1}, "sketch_steps=-1"),

@@ -3,12 +3,14 @@
 All cells of an experiment share one teacher, and draw from the same noise; seeds are of the student's training.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from hidistill.codecs import Pixels
 from hidistill.data.digits import digits
@@ -19,16 +21,18 @@ from hidistill.experiments.methods import SCALE, Method, head_of, stages
 from hidistill.experiments.toys import once
 from hidistill.files import whole
 from hidistill.guidance import Guided
+from hidistill.metrics.classifier import read_classifier, save_classifier
 from hidistill.objectives.regression import Paired
-from hidistill.recipes.digits import SPACE, digits_jury
+from hidistill.recipes.digits import SPACE, classifier
 from hidistill.recipes.digits import teacher as teacher_recipe
 from hidistill.recipes.images import batches
-from hidistill.recipes.judging import attention_maps, read_teacher, renoised_row, student_row, teacher_row
+from hidistill.recipes.judging import Jury, attention_maps, jury, read_teacher, renoised_row, student_row, teacher_row
 from hidistill.sampling import euler
 from hidistill.seeds import fold_in, normal, shuffled
 from hidistill.teachers.dit import DiT, FlowMapDiT
 from hidistill.train.driver import execute
 from hidistill.train.loop import NonFinite, steps
+from hidistill.train.stage import Stage
 from hidistill.types import Batch, Gallery, Samples
 
 BATCH, PAIRS, PAIR_STEPS = 64, 2048, 25
@@ -53,9 +57,7 @@ def cell(*, seed: int, folder: Path, teacher_steps: int = 0, **method: Any) -> M
     """A student of a method, or the guided teacher itself in so many Euler steps."""
     teacher = teacher_at(folder).eval().requires_grad_(False)
     if teacher_steps:
-        rows = [teacher_row(teacher, scale=SCALE, steps=teacher_steps, precision="float32")]
-        found = judged(teacher, rows, folder)
-        return {name.rpartition(",")[0] + ", 1": value for name, value in found.items()}
+        return json.loads(teachers_at(teacher_steps, teacher, folder).read_text(encoding="utf-8"))
     return measured(Method(**method), teacher, seed=seed, folder=folder)
 
 
@@ -70,6 +72,19 @@ def teacher_at(folder: Path) -> DiT:
     return read_teacher(once(folder.parents[2] / "teacher" / "teacher.safetensors", make))
 
 
+def teachers_at(count: int, teacher: DiT, folder: Path) -> Path:
+    """The teacher's own numbers in so many Euler steps, which no seed of a student changes; judged once."""
+
+    def make(path: Path) -> None:
+        rows = [teacher_row(teacher, scale=SCALE, steps=count, precision="float32")]
+        found = judged(teacher, rows, folder)
+        numbers = {name.rpartition(",")[0] + ", 1": value for name, value in found.items()}
+        with whole(path) as place:
+            place.write_text(json.dumps(numbers), encoding="utf-8")
+
+    return once(folder.parents[2] / "teacher-rows" / f"{count}" / "numbers.json", make)
+
+
 def measured(method: Method, teacher: DiT, *, seed: int, folder: Path) -> dict[str, float]:
     """Train a student, and judge it in one and two steps; a run whose loss is not finite has diverged, and no more."""
     torch.manual_seed(fold_in(seed, "student"))
@@ -78,10 +93,11 @@ def measured(method: Method, teacher: DiT, *, seed: int, folder: Path) -> dict[s
     try:
         for stage, paired in stages(method, teacher, student, head):
             batch_at = pairs_at(teacher, folder=folder, seed=seed) if paired else pictures(seed)
-            for _ in steps(stage, batch_at, seed=seed):
-                pass
-            for average in stage.averages.values():
-                average.install()
+            if stage.name == "sketch":
+                path = sketch_at(method, stage, batch_at, student, seed=seed, folder=folder)
+                student.load_state_dict(load_file(path))
+            else:
+                trained(stage, batch_at, seed=seed)
     except NonFinite:
         return {"diverged": 1.0, "collapsed": 1.0}
     # Who knows ends alone goes on from new noise: nothing else has trained the jump from the middle.
@@ -93,14 +109,36 @@ def measured(method: Method, teacher: DiT, *, seed: int, folder: Path) -> dict[s
     numbers = judged(teacher, rows, folder) | {"diverged": 0.0}
     numbers["collapsed"] = float(numbers["recall, 1"] < COLLAPSED)
     if isinstance(head, Adaptive):
-        maps = attention_maps(digits_jury(), "valid", teacher, head, n=50)
+        maps = attention_maps(judges_at(folder)[0], "valid", teacher, head, n=50)
         numbers["entropy"] = torch.stack([normalized_entropy(layer).mean() for layer in maps]).mean().item()
     return numbers
 
 
+def trained(stage: Stage, batch_at: Callable[[int], Batch], *, seed: int) -> None:
+    """Run a stage; its averages become its modules' weights."""
+    for _ in steps(stage, batch_at, seed=seed):
+        pass
+    for average in stage.averages.values():
+        average.install()
+
+
+def sketch_at(
+    method: Method, stage: Stage, batch_at: Callable[[int], Batch], student: nn.Module, *, seed: int, folder: Path
+) -> Path:
+    """The student behind a sketch, which does not depend on what refines it: trained by the first cell that comes."""
+
+    def make(path: Path) -> None:
+        trained(stage, batch_at, seed=seed)
+        with whole(path) as place:
+            save_file(student.state_dict(), place)
+
+    name = f"{method.start}-{method.sketch}-{method.sketch_steps}-{seed}".replace(" ", "-")
+    return once(folder.parents[2] / "sketches" / name / "student.safetensors", make)
+
+
 def judged(teacher: DiT, rows: list[Contestant], folder: Path) -> dict[str, float]:
     """Numbers of each row under its steps, e.g. `fd, 1`; all cells draw from the same noise, for the same classes."""
-    judges, found = digits_jury(), {}
+    (judges, real), found = judges_at(folder), {}
     labels, seeds = balanced_labels(JUDGED, 10), seeds_of(JUDGED, 0)
     shared: dict[str, Any] = {"seeds": seeds, "cond": labels, "shape": judges.shape, "codec": Pixels()}
 
@@ -110,12 +148,30 @@ def judged(teacher: DiT, rows: list[Contestant], folder: Path) -> dict[str, floa
             save_file({"images": draw(reference.sample, **shared).images}, place)
 
     ends = load_file(once(folder.parents[2] / "ends" / "images.safetensors", make))["images"]
-    real = Gallery.of(judges.test)
     for row in rows:
         gallery = Gallery(draw(row.sample, **shared).images, labels, judges.test.classes)
         metrics = scores(Samples(gallery, real, ends), judges.metrics(), row.name)
         found |= {f"{word}, {row.steps}": metrics[key] for key, word in WORDS.items() if key in metrics}
     return found
+
+
+def judges_at(folder: Path) -> tuple[Jury, Gallery]:
+    """The judges that all cells share, and the test pictures with their features: trained and passed by the first."""
+
+    def make(path: Path) -> None:
+        save_classifier(path, classifier(), {"data": "digits of scikit-learn, three fifths of them"})
+
+    def passed(path: Path) -> None:
+        with whole(path) as place:
+            save_file({space.name: real.features(space) for space in judges.spaces}, place)
+
+    read = read_classifier(once(folder.parents[2] / "classifier" / "classifier.safetensors", make))
+    judges = jury(digits("train"), digits("valid"), digits("test"), read, SPACE)
+    real = Gallery.of(judges.test)
+    features = load_file(once(folder.parents[2] / "real" / "features.safetensors", passed))
+    for space in judges.spaces:
+        real.memory["features", space] = features[space.name]
+    return judges, real
 
 
 def pictures(seed: int) -> Callable[[int], Batch]:

@@ -51,11 +51,12 @@ def curves(panels: Sequence[Panel], caption: str, *, log_x: bool = True, log_y: 
     """Panels side by side; lines join the means, small points are the seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(panels) + 0.4, 3.6), layout="constrained")
+    beside = 1.4 * any(panel.levels for panel in panels)
+    figure = Figure(figsize=(4.2 * len(panels) + 0.4 + beside, 3.6), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         plain(axes)
-        axes.set_xlabel(panel.xlabel, color=INK)
-        axes.set_ylabel(panel.ylabel, color=INK)
+        axes.set_xlabel(panel.xlabel, color=INK, fontsize=9)
+        axes.set_ylabel(panel.ylabel, color=INK, fontsize=9)
         for index, curve in enumerate(panel.curves):
             color, dash, marker = (look[index % len(look)] for look in (SERIES, DASHES, MARKERS))
             means = [fmean(values) for values in curve.values]
@@ -65,14 +66,31 @@ def curves(panels: Sequence[Panel], caption: str, *, log_x: bool = True, log_y: 
             )  # fmt: skip
             points = [(x, value) for x, values in zip(curve.x, curve.values, strict=True) for value in values]
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, linestyle="", markersize=2, alpha=0.55)
-        for index, (label, height) in enumerate(panel.levels.items()):
-            axes.axhline(height, color=INK, linewidth=1, dashes=(2, 2 + 2 * index), label=label, zorder=1)
         if log_x:
             axes.set_xscale("log")
+            where = sorted({x for curve in panel.curves for x in curve.x})
+            axes.set_xticks(where, [f"{x:,.0f}" for x in where])
+            axes.set_xticks([], minor=True)
         if log_y:
             axes.set_yscale("log")
+        levels(axes, panel.levels)
         axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, handlelength=3)
     return picture(figure, caption)
+
+
+def levels(axes: "Axes", heights: Mapping[str, float]) -> None:
+    """Horizontal lines with their names at the right, from the lowest to the highest, moved apart where they touch."""
+    free = -1.0
+    for height in heights.values():
+        axes.axhline(height, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    for label, height in sorted(heights.items(), key=lambda item: item[1]):
+        at = axes.transAxes.inverted().transform(axes.transData.transform((1.0, height)))[1]
+        free = max(at, free + 0.042)
+        joined = {"arrowstyle": "-", "color": INK, "linewidth": 0.6, "relpos": (0, 0.5), "shrinkA": 0}
+        axes.annotate(
+            label, (1.0, height), xycoords=("axes fraction", "data"), xytext=(1.03, free), textcoords="axes fraction",
+            fontsize=7.5, color=INK, va="center", arrowprops=joined,
+        )  # fmt: skip
 
 
 def rows(columns: Mapping[str, Mapping[str, Sequence[float]]], caption: str, *, reference: str = "") -> Picture:

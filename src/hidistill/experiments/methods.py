@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import Adam, AdamW
+from torch.optim import Adam
 
 from hidistill.derivative import Forward
 from hidistill.discriminators.adaptive import Adaptive, unbounded
@@ -15,38 +15,24 @@ from hidistill.discriminators.matching import matched_width, parameters
 from hidistill.discriminators.per_token import PerToken
 from hidistill.discriminators.pooled import Pooled
 from hidistill.guidance import Guided
-from hidistill.objectives.adversarial import Fool, Hinge, Softplus, TellApart
-from hidistill.objectives.alignment import (
-    Align,
-    Discrepancy,
-    Drift,
-    Moments,
-    OneTime,
-    SetDistance,
-    SlicedWasserstein,
-    each_token,
-    energy,
-    pooled,
-)
-from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples, Sum, total
+from hidistill.objectives.combine import total
 from hidistill.objectives.consistency import Consistency
 from hidistill.objectives.continuous import ContinuousConsistency
-from hidistill.objectives.dmd import DMD
-from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.objectives.latent_consistency import LatentConsistency
 from hidistill.objectives.meanflow import MeanFlow
 from hidistill.objectives.progressive import EulerMap, Progressive, rounds
 from hidistill.objectives.regression import Regression, stored
-from hidistill.times import Arcsine, LogitNormal, Uniform
+from hidistill.recipes.stages import ALIGNMENTS, refine
+from hidistill.times import LogitNormal, Uniform
 from hidistill.train.ema import Average
 from hidistill.train.stage import Stage, Update, WarmupDecay
-from hidistill.types import Batch, Loss, NoisedObjective, Objective, RolloutObjective, Student, Teacher
+from hidistill.types import Batch, Loss, Objective, Student, Teacher
 
 Trajectory = Literal["none", "meanflow", "meanflow from data", "consistency", "sCM", "progressive", "LCM", "regression"]
 Distribution = Literal["none", "dmd", "dmd+gan", "gan", "dmd2", "dmd+align", "blend"]
 """dmd2 is the discriminator on the fake score's features; blend is sketch and refine in one stage."""
 Head = Literal["none", "adaptive", "pooled", "convolutional", "per_token"]
-Alignment = Literal["none", "energy", "energy, each token", "sliced", "moments", "drift"]
+Alignment = Literal["none", "energy", "energy_tokens", "sliced", "moments", "drift"]
 
 SCALE, LR, ROUNDS_FROM = 1.5, 5e-4, 16
 """Guidance that is distilled, the sketch's learning rate, and the teacher's Euler steps that the first round halves."""
@@ -206,62 +192,19 @@ def objective_of(name: Trajectory, teacher: Teacher, student: Student, average: 
 
 def refined(method: Method, teacher: Teacher, student: Student, head: nn.Module | None) -> Stage:
     """The stage of a distribution objective: critics on every step, the student on each `every`-th."""
-    assert isinstance(student, nn.Module)
     assert isinstance(teacher, nn.Module)
     guided, fake = Guided(teacher, SCALE), deepcopy(teacher)
-    assert isinstance(fake, Teacher)
-    read, length = (fake if method.refine == "dmd2" else teacher), method.refine_steps
-    judges: dict[str, NoisedObjective] = {} if method.refine == "gan" else {"dmd": DMD(fake)}
-    critics: dict[str, RolloutObjective] = (
-        {} if method.refine == "gan" else {"fake": OnGenerated(FlowMatching(fake, Arcsine()))}
-    )
-    groups: list[dict[str, Any]] = [{"params": list(fake.parameters()), "lr": 6e-4}] if critics else []
-    if head is not None:
-        assert isinstance(read, Teacher)
-        game = Softplus() if method.refine == "dmd2" else Hinge()
-        judges["gan"] = Fool(head, game)  # type: ignore[arg-type]
-        critics["gan"] = TellApart(read, head, NOISED, game)  # type: ignore[arg-type]
-        groups.append({"params": list(head.parameters()), "lr": 5e-4})
-    size = GAMES.get(method.refine, 0.0)
-    judged: dict[str, RolloutObjective] = {
-        "judged": OnNoised(
-            teacher if method.refine == "gan" else guided, NOISED, judges, size if head is not None else 0.0,
-            features_of=fake if method.refine == "dmd2" else None,
-        )
-    }  # fmt: skip
-    if method.align != "none":
-        read_as = each_token if method.align.endswith("each token") else pooled
-        aligned = {"align": Align(teacher, distance_of(method.align), read_as)}
-        judged["aligned"] = OnNoised(teacher, OneTime(NOISED), aligned, size)
-    moves: Objective = OnSamples(student, judged, differentiable=True)
     kept = MeanFlow(guided, student, Forward(), Uniform(), 0.25)
-    if method.refine == "blend":
-        moves = Blend(kept, moves, length)
-    elif method.keep:
-        moves = Sum({"samples": moves, "trajectory": kept}, {"trajectory": method.keep})
-    # The discriminator's loss must not outweigh the fake score's in the trunk that both move (arXiv 2405.14867).
-    weights = {"gan": 1e-2} if method.refine == "dmd2" else None
-    optimizer = AdamW(student.parameters(), lr=method.lr, betas=(0.0, 0.99), weight_decay=0.0)
-    schedule = WarmupDecay(length, min(10, length // 10), length // 3)
-    updates = {
-        "critics": Update(
-            OnSamples(student, critics, differentiable=False, weights=weights), Adam(groups, betas=(0.0, 0.99))
-        ),
-        "student": Update(moves, optimizer, every=method.every, schedule=schedule),
-    }
-    return Stage("refine", updates, length, {"student": Average(student, 0.98)})
-
-
-def distance_of(name: Alignment) -> SetDistance:
-    """A distance between sets of features by its name."""
-    found: dict[str, SetDistance] = {
-        "energy": Discrepancy(energy),
-        "energy, each token": Discrepancy(energy),
-        "sliced": SlicedWasserstein(),
-        "moments": Moments(),
-        "drift": Drift(),
-    }
-    return found[name]
+    trajectory = {"trajectory": kept, "trajectory_weight": method.keep} if method.keep else {}
+    stage = refine(
+        student, guided, None if method.refine == "gan" else fake, head, steps=method.refine_steps,
+        alignment=ALIGNMENTS.get(method.align), on_fake=method.refine == "dmd2", every=method.every, lr=method.lr,
+        feature_gradient=GAMES.get(method.refine, 0.0), times=NOISED, **trajectory,
+    )  # fmt: skip
+    if method.refine != "blend":
+        return stage
+    moves = replace(stage.updates["student"], objective=Blend(kept, stage.updates["student"].objective, stage.steps))
+    return replace(stage, updates={**stage.updates, "student": moves})
 
 
 def head_of(method: Method, teacher: Teacher) -> nn.Module | None:

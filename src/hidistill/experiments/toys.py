@@ -1,7 +1,7 @@
 """Points of two dimensions: what the small experiments train on, and how."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -62,8 +62,6 @@ def train(
     name: str = "toy",
     lr: float = 1e-3,
     decay: float = 0.99,
-    average: Average | None = None,
-    more: Sequence[nn.Module] = (),
 ) -> nn.Module:
     """Train by Adam at a rate that falls to zero over the second half; the moving average becomes the module.
 
@@ -76,13 +74,10 @@ def train(
         name: of the stage, which is part of the seed.
         lr: learning rate.
         decay: of the average.
-        average: an average that the objective looks at; one of its own if None.
-        more: further modules that learn with it.
     """
-    parameters = [parameter for each in (module, *more) for parameter in each.parameters()]
-    optimizer = Adam(parameters, lr=lr, betas=(0.9, 0.99))
+    optimizer = Adam(module.parameters(), lr=lr, betas=(0.9, 0.99))
     update = Update(objective, optimizer, schedule=WarmupDecay(length, min(50, length // 10), length // 2))
-    followed = average if average is not None else Average(module, decay)
+    followed = Average(module, decay)
     for _ in steps(Stage(name, {"module": update}, length, {"module": followed}), batch_at, seed=seed):
         pass
     followed.install()

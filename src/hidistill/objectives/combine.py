@@ -155,14 +155,14 @@ class OnNoised:
         return total({name: term(noised) for name, term in (self.terms or {}).items()}, self.weights or {})
 
     def passes(self, x_t: Points, *, t: Times, cond: Cond) -> tuple[Probe, Sequence[tuple[VelocityField, Points]]]:
-        """The teacher's velocity with the features, and velocities that came beside them; none has a gradient."""
+        """The teacher's velocity with the features, and the velocities of all that were passed; none has a gradient."""
         if self.features_of is None:
             velocity, features = self.teacher.probe(x_t, t=t, cond=cond)
-            return Probe(velocity.detach(), features), ()
+            return Probe(velocity.detach(), features), ((self.teacher, velocity.detach()),)
         beside, features = self.features_of.probe(x_t, t=t, cond=cond)
         with torch.no_grad():
             velocity = self.teacher.velocity(x_t.detach(), t=t, cond=cond)
-        return Probe(velocity, features), ((self.features_of, beside.detach()),)
+        return Probe(velocity, features), ((self.teacher, velocity), (self.features_of, beside.detach()))
 
 
 class GradientSize(torch.autograd.Function):

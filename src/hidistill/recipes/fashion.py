@@ -10,7 +10,7 @@ from hidistill.data import fashion
 from hidistill.metrics.classifier import read_classifier
 from hidistill.recipes.images import REFINE, SKETCH, batches, flow_matching, refuse_training, root_mean_square
 from hidistill.recipes.judging import Jury, jury, read_teacher
-from hidistill.recipes.two_stages import Plan, distillation, settings
+from hidistill.recipes.two_stages import Matching, Plan, distillation, settings
 from hidistill.seeds import fold_in
 from hidistill.teachers.dit import DiT
 from hidistill.train.experiment import Experiment
@@ -75,6 +75,7 @@ def distill(
     batch_size: int = 32,
     guidance: float = GUIDANCE,
     discriminator: Literal["adaptive", "pooled", "convolutional", "per_token", "none"] = "adaptive",
+    matching: Matching = "dmd",
     derivative: Literal["forward", "central"] = "forward",
     trajectory_weight: float = 0.02,
     evaluate_samples: int = 500,
@@ -92,6 +93,9 @@ def distill(
         batch_size: images per step.
         guidance: scale of the teacher's classifier-free guidance that is distilled; 1 is none.
         discriminator: the head on the teacher's features; none is distribution matching alone.
+        matching: by what refine matches distributions: dmd with the head; dmd2, whose head reads the fake score's
+            features; gan, the head alone; or dmd with a distance of features and no head: energy, energy_tokens,
+            sliced, moments, drift.
         derivative: how the sketch takes du/dt: forward mode, or central differences.
         trajectory_weight: of the sketch's loss, kept in refine beside DMD; 0 leaves it out, as does no sketch.
         evaluate_samples: images per row of the final table.
@@ -105,6 +109,7 @@ def distill(
         batch_size=batch_size,
         guidance=guidance,
         discriminator=discriminator,
+        matching=matching,
         derivative=derivative,
         trajectory_weight=trajectory_weight,
         evaluate_samples=evaluate_samples,

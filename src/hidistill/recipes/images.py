@@ -17,7 +17,7 @@ from hidistill.metrics.classifier import Classifier, accuracy, read_classifier, 
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.recipes.judging import Jury, jury, read_teacher
 from hidistill.recipes.patches import choose_patch
-from hidistill.recipes.two_stages import Plan, distillation, settings
+from hidistill.recipes.two_stages import Matching, Plan, distillation, settings
 from hidistill.seeds import fold_in, shuffled
 from hidistill.share import Drawn
 from hidistill.teachers.dit import SIZES, DiT
@@ -201,6 +201,7 @@ def distill(
     batch_size: int = 32,
     guidance: float = 1.5,
     discriminator: Literal["adaptive", "pooled", "convolutional", "per_token", "none"] = "adaptive",
+    matching: Matching = "dmd",
     derivative: Literal["forward", "central"] = "forward",
     trajectory_weight: float = 0.02,
     evaluate_samples: int = 500,
@@ -219,6 +220,9 @@ def distill(
         batch_size: pictures per step.
         guidance: scale of the teacher's classifier-free guidance that is distilled; ignored without classes.
         discriminator: the head on the teacher's features; none is distribution matching alone.
+        matching: by what refine matches distributions: dmd with the head; dmd2, whose head reads the fake score's
+            features; gan, the head alone; or dmd with a distance of features and no head: energy, energy_tokens,
+            sliced, moments, drift.
         derivative: how the sketch takes du/dt: forward mode, or central differences.
         trajectory_weight: of the sketch's loss, kept in refine beside DMD; 0 leaves it out, as does no sketch.
         evaluate_samples: images per row of the final table, at most as many as there are test pictures.
@@ -234,6 +238,7 @@ def distill(
         batch_size=batch_size,
         guidance=guidance if net.classes else 1.0,
         discriminator=discriminator,
+        matching=matching,
         derivative=derivative,
         trajectory_weight=trajectory_weight,
         evaluate_samples=min(evaluate_samples, most),

@@ -24,7 +24,7 @@ from hidistill.recipes.material import Material, from_cache, from_prompts, judge
 from hidistill.recipes.originals import Where, where_of
 from hidistill.recipes.students import FLOW_MAP, student_config
 from hidistill.recipes.teachers import Loaded, has_null, load
-from hidistill.recipes.two_stages import Cast, Plan, both_stages, settings
+from hidistill.recipes.two_stages import Cast, Matching, Plan, both_stages, settings
 from hidistill.seeds import fold_in, normal
 from hidistill.teachers.original import Kind
 from hidistill.train.experiment import Experiment
@@ -47,6 +47,7 @@ def distill(
     guidance: float | None = None,
     embedded: float | None = None,
     discriminator: Literal["adaptive", "pooled", "convolutional", "per_token", "none"] = "adaptive",
+    matching: Matching = "dmd",
     derivative: Literal["forward", "central"] = "forward",
     trajectory_weight: float = 0.02,
     lr: float = 1e-3,
@@ -74,6 +75,9 @@ def distill(
             teachers that embed their guidance or know no null condition.
         embedded: guidance scale for teachers that embed one; None is their pipeline's default.
         discriminator: the head on the teacher's features; none is distribution matching alone.
+        matching: by what refine matches distributions: dmd with the head; dmd2, whose head reads the fake score's
+            features; gan, the head alone; or dmd with a distance of features and no head: energy, energy_tokens,
+            sliced, moments, drift.
         derivative: how the sketch takes du/dt: forward mode, or central differences.
         trajectory_weight: of the sketch's loss, kept in refine beside DMD; 0 leaves it out, as does no sketch.
         lr: learning rate of the sketch, in whose unit refine has its own; 1e-3 suits networks of a few million weights,
@@ -104,6 +108,7 @@ def distill(
         batch_size=batch_size,
         guidance=scale,
         discriminator=discriminator,
+        matching=matching,
         derivative=derivative,
         trajectory_weight=trajectory_weight,
         evaluate_samples=min(evaluate_samples, most),

@@ -1,12 +1,28 @@
 """The two stages of Hierarchical Distillation, put together from their parts (arXiv 2511.08930)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import Adam, AdamW
 
+from hidistill.guidance import Guided
 from hidistill.inference import LowPrecision, LowPrecisionField
-from hidistill.objectives.adversarial import Fool, Hinge, TellApart
+from hidistill.objectives.adversarial import Fool, Game, Hinge, Softplus, TellApart
+from hidistill.objectives.alignment import (
+    Align,
+    Discrepancy,
+    Drift,
+    Moments,
+    OneTime,
+    SetDistance,
+    Sets,
+    SlicedWasserstein,
+    each_token,
+    energy,
+    pooled,
+)
 from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples, Sum
 from hidistill.objectives.dmd import DMD
 from hidistill.objectives.flow_matching import FlowMatching
@@ -25,8 +41,31 @@ from hidistill.types import (
     Teacher,
     TimeLaw,
     Times,
+    Tokens,
     VelocityField,
 )
+
+IN_TRUNK = 1e-2
+"""Weight of the discriminator's loss beside the fake score's where both move one trunk, which it must not lead (arXiv
+2405.14867 has it at ImageNet)."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A distance of feature sets, and what is compared of a layer's tokens."""
+
+    distance: SetDistance
+    read: Callable[[Tokens], Sets] = pooled
+
+
+ALIGNMENTS = {
+    "energy": Alignment(Discrepancy(energy)),
+    "energy_tokens": Alignment(Discrepancy(energy), each_token),
+    "sliced": Alignment(SlicedWasserstein()),
+    "moments": Alignment(Moments()),
+    "drift": Alignment(Drift()),
+}
+"""Distances that can stand in for a discriminator, by name."""
 
 
 def sketch(
@@ -66,10 +105,12 @@ def sketch(
 def refine(
     student: Student,
     teacher: Teacher,
-    fake: VelocityField,
+    fake: VelocityField | None,
     discriminator: nn.Module | None,
     *,
     steps: int,
+    alignment: Alignment | None = None,
+    on_fake: bool = False,
     every: int = 2,
     lr: float = 3e-4,
     lr_fake: float = 6e-4,
@@ -90,14 +131,19 @@ def refine(
     Args:
         student: a module that is a flow map.
         teacher: the frozen, guided teacher: real score and features.
-        fake: the fake score, a trainable copy of the unguided teacher.
+        fake: the fake score, a trainable copy of the unguided teacher; None leaves distribution matching out, and the
+            discriminator or alignment judges alone.
         discriminator: a head on the teacher's features; None is distribution matching alone.
         steps: length of the stage, in updates of the critics.
+        alignment: a distance of the teacher's features of real and generated samples; None compares none.
+        on_fake: whether the discriminator reads the fake score's features, whose trunk then learns from both and whose
+            game is the logistic one (DMD2, arXiv 2405.14867, section 4.3), in place of the teacher's and the hinge.
         every: the student moves on each `every`-th step (arXiv 2405.14867, section 4.2: two time scales).
         lr: of the student.
         lr_fake: of the fake score.
         lr_discriminator: of the discriminator.
-        feature_gradient: size of the adversarial gradient, in the unit of DMD's normalized one.
+        feature_gradient: size of the gradient through features, of discriminator and of alignment, in the unit of DMD's
+            normalized one.
         times: distribution of the noise level at which samples are judged.
         fake_times: distribution of the noise level at which the fake score learns; often near the ends, for at little
             noise it must find out what the student's samples have and data has not.
@@ -112,45 +158,95 @@ def refine(
         scores: precision of the passes that nobody learns from by their weights: the frozen teacher's, and the fake
             score's in the student's update. In bfloat16 DMD's gradient is a few percent off (docs/speed.md).
     """
-    if scores not in ("float32", "bfloat16"):
-        raise ValueError(f"scores={scores!r}: the precision of the scores is 'float32' or 'bfloat16'")
-    if discriminator is not None and feature_gradient <= 0:
-        raise ValueError(
-            f"feature_gradient={feature_gradient} with a discriminator: it must be positive; for distribution matching "
-            "alone give discriminator=None"
-        )
+    refuse_misfits(fake, discriminator, alignment, on_fake=on_fake, feature_gradient=feature_gradient)
     if trajectory is not None and not 0 < trajectory_weight < float("inf"):
         raise ValueError(
             f"trajectory_weight={trajectory_weight} with a trajectory loss: it must be positive and finite; to leave "
             "the loss out give trajectory=None"
         )
-    module = as_module(student)
-    asked: VelocityField = fake
-    if scores == "bfloat16":
-        teacher, asked = LowPrecision(teacher), LowPrecisionField(fake)
-    judges: dict[str, NoisedObjective] = {"dmd": DMD(asked)}
-    critics: dict[str, RolloutObjective] = {"fake": OnGenerated(FlowMatching(fake, fake_times, weight=fake_weight))}
-    groups = [{"params": list(as_module(fake).parameters()), "lr": lr_fake, "role": "fake"}]
+    module, plain = as_module(student), teacher.teacher if isinstance(teacher, Guided) else teacher
+    teacher, plain, asked = answering(teacher, plain, fake, scores)
+    judges: dict[str, NoisedObjective] = {}
+    critics: dict[str, RolloutObjective] = {}
+    groups: list[dict[str, Any]] = []
+    reads = teacher
+    if fake is not None and asked is not None:
+        judges["dmd"] = DMD(asked)
+        critics["fake"] = OnGenerated(FlowMatching(fake, fake_times, weight=fake_weight))
+        groups.append({"params": list(as_module(fake).parameters()), "lr": lr_fake, "role": "fake"})
     if discriminator is not None:
-        judges["gan"] = Fool(discriminator, Hinge())
-        critics["gan"] = TellApart(teacher, discriminator, times, Hinge(), penalty)
+        game: Game = Softplus() if on_fake else Hinge()
+        if on_fake:
+            assert isinstance(fake, Teacher)
+            reads = fake
+        judges["gan"] = Fool(discriminator, game)
+        critics["gan"] = TellApart(reads, discriminator, times, game, penalty)
         groups.append({"params": list(discriminator.parameters()), "lr": lr_discriminator, "role": "discriminator"})
-    noised = OnNoised(teacher, times, judges, feature_gradient if discriminator is not None else 0.0)
-    moves: Objective = OnSamples(student, {"judged": noised}, differentiable=True, starts=starts)
+    judged: dict[str, RolloutObjective] = {}
+    if judges:
+        size = feature_gradient if discriminator is not None else 0.0
+        real = teacher if fake is not None else plain  # nobody reads the velocity where there is no DMD
+        judged["judged"] = OnNoised(real, times, judges, size, features_of=reads if on_fake else None)
+    if alignment is not None:
+        aligned = {"align": Align(plain, alignment.distance, alignment.read)}
+        judged["aligned"] = OnNoised(plain, OneTime(times), aligned, feature_gradient)
+    moves: Objective = OnSamples(student, judged, differentiable=True, starts=starts)
     if trajectory is not None:
         moves = Sum({"samples": moves, "trajectory": trajectory}, {"trajectory": trajectory_weight})
-    updates = {
-        "critics": Update(
-            OnSamples(student, critics, differentiable=False, starts=starts), Adam(groups, betas=(0.0, 0.99))
-        ),
-        "student": Update(
-            moves,
-            AdamW(module.parameters(), lr=lr, betas=(0.0, 0.99), weight_decay=0.0),
-            every=every,
-            schedule=WarmupDecay(steps, min(10, steps // 10), steps // 3),
-        ),
-    }
+    updates = {}
+    if critics:
+        weights = {"gan": IN_TRUNK} if on_fake else None
+        told = OnSamples(student, critics, differentiable=False, starts=starts, weights=weights)
+        updates["critics"] = Update(told, Adam(groups, betas=(0.0, 0.99)))
+    updates["student"] = Update(
+        moves,
+        AdamW(module.parameters(), lr=lr, betas=(0.0, 0.99), weight_decay=0.0),
+        every=every if critics else 1,
+        schedule=WarmupDecay(steps, min(10, steps // 10), steps // 3),
+    )
     return Stage("refine", updates, steps, {"student": Average(module, decay)})
+
+
+def answering(
+    teacher: Teacher, plain: Teacher, fake: VelocityField | None, scores: Precision
+) -> tuple[Teacher, Teacher, VelocityField | None]:
+    """The fields whose weights nobody learns from, in a precision."""
+    if scores not in ("float32", "bfloat16"):
+        raise ValueError(f"scores={scores!r}: the precision of the scores is 'float32' or 'bfloat16'")
+    if scores == "float32":
+        return teacher, plain, fake
+    return LowPrecision(teacher), LowPrecision(plain), None if fake is None else LowPrecisionField(fake)
+
+
+def refuse_misfits(
+    fake: VelocityField | None,
+    discriminator: nn.Module | None,
+    alignment: Alignment | None,
+    *,
+    on_fake: bool,
+    feature_gradient: float,
+) -> None:
+    """Refuse judges that do not fit together.
+
+    Raises:
+        ValueError: if nothing would judge, or a discriminator is to read a fake score that is not there.
+        TypeError: if it is to read a fake score that has no features.
+    """
+    if fake is None and discriminator is None and alignment is None:
+        raise ValueError(
+            "refine without fake score, discriminator and alignment has no judge; give one, e.g. fake=deepcopy(teacher)"
+        )
+    if on_fake and (fake is None or discriminator is None):
+        raise ValueError(
+            "on_fake=True is a discriminator on the fake score's features; it needs both: give fake and discriminator"
+        )
+    if on_fake and not isinstance(fake, Teacher):
+        raise TypeError(f"on_fake=True with a {type(fake).__name__}, which has no features; give a copy of the teacher")
+    if (discriminator is not None or alignment is not None) and feature_gradient <= 0:
+        raise ValueError(
+            f"feature_gradient={feature_gradient} with a discriminator or an alignment: it must be positive; for "
+            "distribution matching alone give discriminator=None and alignment=None"
+        )
 
 
 def as_module(role: object) -> nn.Module:

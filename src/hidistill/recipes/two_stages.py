@@ -20,13 +20,16 @@ from hidistill.guidance import Guided
 from hidistill.objectives.meanflow import MeanFlow
 from hidistill.path import interpolate, rows_of
 from hidistill.recipes.judging import Jury, attention_maps, conclude, contestants, refuse_count, short_evaluation
-from hidistill.recipes.stages import refine, sketch
+from hidistill.recipes.stages import ALIGNMENTS, refine, sketch
 from hidistill.seeds import fold_in
 from hidistill.teachers.dit import DiT
 from hidistill.train.experiment import Experiment, Product
 from hidistill.train.loop import quickest
 from hidistill.types import Batch, Derivative, Student, Teacher, VelocityField
 
+Matching = Literal["dmd", "dmd2", "gan", "energy", "energy_tokens", "sliced", "moments", "drift"]
+"""By what refine matches: DMD with a head on the teacher's features or, dmd2, on the fake score's; a head alone; or DMD
+with one of `ALIGNMENTS` in the head's place."""
 HEADS = {"adaptive": Adaptive, "pooled": Pooled, "convolutional": Convolutional, "per_token": PerToken}
 DERIVATIVES: dict[str, Derivative] = {"forward": Forward(), "central": Central()}
 TOLERATED = 0.03
@@ -50,6 +53,7 @@ class Plan:
     trajectory_weight: float
     evaluate_samples: int
     seed: int
+    matching: Matching = "dmd"
     precision: str = "float32"
     probe_samples: int = 200
     scales: tuple[float, ...] = (1.0,)
@@ -75,6 +79,16 @@ class Plan:
             )
         if not 0.0 <= self.guidance <= 20.0:
             raise ValueError(f"guidance={self.guidance}: the scale must be in [0, 20]; 1 is no guidance, 1.5 is usual")
+        if self.matching in ("dmd2", "gan") and self.discriminator == "none":
+            raise ValueError(
+                f"matching={self.matching!r} with discriminator='none': it is a game of a discriminator; give one, "
+                "per_token say, or matching='dmd' for distribution matching alone"
+            )
+        if self.matching in ALIGNMENTS and self.discriminator != "none":
+            raise ValueError(
+                f"matching={self.matching!r} with discriminator={self.discriminator!r}: the distance stands in for the "
+                "discriminator; give discriminator='none' with it"
+            )
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,7 @@ class Finish:
         judges: who judges.
         teacher: whom the student is compared with.
         plan: which rows there are, and of how many images.
-        head: the discriminator, whose attention is drawn.
+        head: the discriminator, whose attention over the teacher's features is drawn.
         student: any of the run's students, to count the rows.
     """
 
@@ -103,7 +117,7 @@ class Finish:
             self.teacher,
             samples=self.plan.evaluate_samples,
             seed=self.plan.seed,
-            discriminator=self.head if isinstance(self.head, Adaptive) else None,
+            discriminator=self.head if isinstance(self.head, Adaptive) and self.plan.matching != "dmd2" else None,
             **self.rows,
         )
 
@@ -188,8 +202,13 @@ def both_stages(cast: Cast, plan: Plan, *, batch_at: Callable[[int], Batch], jud
             kept = {"trajectory": trajectory, "trajectory_weight": plan.trajectory_weight}
         products["sketch"] = product(file="sketch.safetensors")
     if plan.refine_steps:
-        stages.append(refine(student, guided, fake, head, steps=plan.refine_steps, **plan.refine, **kept))
-        modules |= {"fake": fake} | ({"discriminator": head} if head is not None else {})
+        judges_by = {"alignment": ALIGNMENTS.get(plan.matching), "on_fake": plan.matching == "dmd2"}
+        scored = None if plan.matching == "gan" else fake
+        stages.append(
+            refine(student, guided, scored, head, steps=plan.refine_steps, **judges_by, **plan.refine, **kept)
+        )
+        modules |= {} if scored is None else {"fake": fake}
+        modules |= {} if head is None else {"discriminator": head}
         products["refine"] = product(file="student.safetensors")
     averages = {stage.name: stage.averages["student"].module for stage in stages}
 
@@ -198,7 +217,9 @@ def both_stages(cast: Cast, plan: Plan, *, batch_at: Callable[[int], Batch], jud
         assert isinstance(follower, Student)
         numbers = short_evaluation(judges, follower, n=plan.probe_samples, seed=plan.seed + 1, precision=plan.precision)
         if stage == "refine" and isinstance(head, Adaptive):
-            maps = attention_maps(judges, "valid", teacher, head, n=50)
+            read = fake if plan.matching == "dmd2" else teacher
+            assert isinstance(read, Teacher)
+            maps = attention_maps(judges, "valid", read, head, n=50)
             numbers["entropy"] = torch.stack([normalized_entropy(layer).mean() for layer in maps]).mean().item()
         return numbers
 

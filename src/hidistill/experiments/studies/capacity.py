@@ -243,7 +243,7 @@ STUDY = Study(
         "scores, so that its direction is that of the difference of two denoisers and no divergence's gradient."
     ),
     grids={
-        "small": grid(("1x", "5x", "50x"), length=800, seeds=2),
+        "small": grid(("1x", "5x", "50x"), length=800, seeds=5),
         "full": grid(tuple(WIDTHS), length=6000, seeds=5),
     },
     cell=cell,

@@ -31,15 +31,25 @@ def cell(*, seed: int, folder: Path, planted_steps: int = 0, **method: Any) -> M
     return planted.measured(Method(**method), side=DEFECT, length=planted_steps, seed=seed)
 
 
-def grid(sketch: int, refine: int, planted_steps: int, seeds: int) -> Grid:
-    """Heads of equal weights in the game, AWD's parts in the game, and heads against planted defects."""
+def grid(sketch: int, refine: int, planted_steps: int, seeds: int, *, parts_play: bool) -> Grid:
+    """Heads of equal weights in the game, AWD's parts in the game, and both against planted defects.
+
+    Args:
+        sketch: steps, the same for all.
+        refine: steps.
+        planted_steps: of the heads against planted defects.
+        seeds: how many.
+        parts_play: whether AWD's parts are in the game too; a short one shows nothing of them.
+    """
     base = {"sketch": "meanflow", "sketch_steps": sketch, "refine_steps": refine}
     game = base | {"refine": "dmd+gan"}
     variants = [Variant("no head", base | {"refine": "dmd"})]
     variants += [Variant(word, game | {"head": head}) for head, word in HEADS.items()]
     parts = {name: resolved(options) for name, options in PARTS.items()}
     variants += [
-        Variant(f"AWD, {name}", game | {"head": "adaptive", "parts": part}, ("AWD",)) for name, part in parts.items()
+        Variant(f"AWD, {name}", game | {"head": "adaptive", "parts": part}, ("AWD",))
+        for name, part in parts.items()
+        if parts_play
     ]
     alone = {"refine": "gan", "planted_steps": planted_steps}
     variants += [Variant(f"planted: {word}", alone | {"head": head}, ("planted: GAP",)) for head, word in HEADS.items()]
@@ -84,7 +94,10 @@ STUDY = Study(
         'Rows "planted": heads alone on features of the bundled Fashion-MNIST teacher (49 tokens), real pictures '
         f"against real ones with a turned square of {DEFECT} x {DEFECT} pixels."
     ),
-    grids={"small": grid(80, 40, 60, 2), "full": grid(500, 400, 600, 5)},
+    grids={
+        "small": grid(80, 60, 60, 5, parts_play=False),
+        "full": grid(500, 400, 600, 5, parts_play=True),
+    },
     cell=cell,
     columns=(
         Column("fd, 1", "FD classifier, 1 step"),

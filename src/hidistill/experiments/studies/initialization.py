@@ -65,7 +65,7 @@ STUDY = Study(
         'of n more" refine longer from the teacher\'s weights, by what a sketch of n steps costs. Rows "hard" have ten '
         "times the student's rate and move it as often as its critics."
     ),
-    grids={"small": grid(60, (50, 100), 2), "full": grid(320, (125, 250, 500), 5)},
+    grids={"small": grid(60, (100,), 5), "full": grid(320, (125, 250, 500), 5)},
     cell=cell,
     columns=(
         Column("fd, 1", "FD classifier, 1 step"),

@@ -9,7 +9,7 @@ CRITICS = 6.1
 """Forward passes that a step of fake score and discriminator is worth."""
 ALIGNMENTS = {
     "energy": "energy distance",
-    "energy, each token": "energy distance by token",
+    "energy_tokens": "energy distance by token",
     "sliced": "sliced Wasserstein",
     "moments": "means and covariances",
     "drift": "drift",
@@ -58,7 +58,7 @@ STUDY = Study(
         "DMD and AWD over its first half, keeping a fiftieth of the former, with a student that moves at every step, "
         "and is as long as both stages cost."
     ),
-    grids={"small": grid(100, 64, 2), "full": grid(500, 320, 5)},
+    grids={"small": grid(80, 60, 5), "full": grid(500, 320, 5)},
     cell=cell,
     columns=(
         Column("fd, 1", "FD classifier, 1 step"),

@@ -112,8 +112,7 @@ def network(*, seed: int, objective: str, length: float, width: float) -> dict[s
             train(student, goal, batch_at, length=int(length) // len(plan), seed=seed, name=f"round {count}")
             previous = deepcopy(student).requires_grad_(False)
     else:
-        train(student, objectives(objective, mixture, student), batch_at, length=int(length), seed=seed,
-              average=average)  # fmt: skip
+        train(student, objectives(objective, mixture, student), batch_at, length=int(length), seed=seed)
     x_1, ones = noises(seed, torch.float32), torch.ones(POINTS)
     exact = ExactFlowMap(mixture, EXACT_STEPS)
     numbers = {"error": relative(over_all(student, x_1, ones), over_all(exact, x_1, ones))}
@@ -190,7 +189,7 @@ STUDY = Study(
         "Runge-Kutta steps. Networks are equal perceptrons that begin at the same random weights and take equally many "
         "updates of 256 points."
     ),
-    grids={"small": grid(1200, 64, 2), "full": grid(8000, 128, 5)},
+    grids={"small": grid(1200, 64, 5), "full": grid(8000, 128, 5)},
     cell=cell,
     columns=(
         Column("error", "relative error of u(x₁, 0, 1)"),

@@ -73,7 +73,7 @@ STUDY = Study(
         "re-noised for the others, which learn ends alone. The teacher's rows stand in the columns of one step, "
         "whatever their own count."
     ),
-    grids={"small": grid(100, 64, 2), "full": grid(500, 320, 5)},
+    grids={"small": grid(60, 40, 5), "full": grid(500, 320, 5)},
     cell=cell,
     columns=(
         Column("fd, 1", "FD classifier, 1 step"),

@@ -73,7 +73,7 @@ STUDY = Study(
         "digits that nobody was trained on and that are not those compared with) stand in the columns of one step."
     ),
     grids={
-        "small": grid(SMALL, sketch=160, refine=100, seeds=2),
+        "small": grid(SMALL, sketch=120, refine=80, seeds=5),
         "full": grid(FULL, sketch=600, refine=380, seeds=5),
     },
     cell=cell,
