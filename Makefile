@@ -21,11 +21,12 @@ demo: $(READY) ## distill the bundled teacher into a one-step student; again aft
 
 # The compile tests run without shape checks, which torch.compile cannot trace; exit status 5 means that there are none.
 test: check ## linters, types, layer contracts and the fast tests
-	HIDISTILL_SHAPES=0 $(BIN)/pytest -q -m compile || [ $$? -eq 5 ]
+	HIDISTILL_SHAPES=0 $(BIN)/pytest -q -m 'compile and not slow' || [ $$? -eq 5 ]
 	$(BIN)/pytest -q -n 2 --dist worksteal
 
 test-slow: $(READY) ## the tests that take minutes
-	$(BIN)/pytest -q -n 2 --dist worksteal -m slow
+	$(BIN)/pytest -q -n 2 --dist worksteal -m 'slow and not compile'
+	HIDISTILL_SHAPES=0 $(BIN)/pytest -q -m 'slow and compile' || [ $$? -eq 5 ]
 
 test-oldest: $(READY) ## the tests of diffusers' families with the oldest diffusers that is promised
 	@[ -d .oldest ] || $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) \

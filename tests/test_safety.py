@@ -30,6 +30,10 @@ CODE_OF_FOLDERS = {"cli/stock.py"}
 """Where code in a folder may be run: after it was compared with the file that this version writes."""
 CODE_OF_USERS = {"cli/lookup.py"}
 """Where a file is run because a person named it as a recipe."""
+BEHIND_A_SUM = {"metrics/inception/reading.py": "torch.jit.load"}
+"""Where a program of tensors is opened: after its bytes were found to be the ones that are known."""
+JOINED = {"train/distributed/joining.py": "socket", "train/distributed/watch.py": "socket", "view/app.py": "gradio"}
+"""Where a server's module is used for another thing: a machine's name, the parts of a page that server.py binds."""
 SERVERS = {"socket", "socketserver", "http.server", "asyncio", "xmlrpc.server", "wsgiref", "uvicorn", "gradio", "flask"}
 
 
@@ -52,7 +56,7 @@ def offences(text, place):
     """What in a source could run what it reads."""
     found = []
     for name, given, line in calls(text):
-        if name in FORBIDDEN:
+        if name in FORBIDDEN and BEHIND_A_SUM.get(place) != name:
             found.append(f"{place}:{line} calls {name}")
         if name in MUST_SAY and given.get(MUST_SAY[name][0]) is not MUST_SAY[name][1]:
             found.append(f"{place}:{line}: {name} without {MUST_SAY[name][0]}={MUST_SAY[name][1]}")
@@ -85,7 +89,7 @@ def test_no_source_calls_what_could_run_what_it_reads():
 
 def test_no_source_opens_a_port_but_on_loopback():
     found = {path.relative_to(SOURCE).as_posix(): listening(path.read_text()) for path in FILES}
-    assert not {place: names for place, names in found.items() if names}
+    assert not {place: names for place, names in found.items() if names - {JOINED.get(place)}}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Embeddings of times in [0, 1], and of places in a row or a square."""
 
+from contextlib import nullcontext
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hidistill.types import Times
@@ -10,7 +13,7 @@ class TimeEmbedding(nn.Module):
     """Sinusoids of a time in [0, 1], then a two-layer perceptron; in float32 under autocast too.
 
     Eight bits of an embedding are too few: the derivative along t is the embedding's, and what it costs to take it in
-    float32 is one row per sample.
+    float32 is one row per sample. Weights that were lowered to bfloat16 are raised for it.
 
     Args:
         dim: of the embedding.
@@ -28,9 +31,19 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Times) -> Tensor:
         """(b,) -> (b, dim)."""
-        with torch.autocast(t.device.type, enabled=False):
+        lowers = t.device.type != "meta"  # which knows no autocast
+        with torch.autocast(t.device.type, enabled=False) if lowers else nullcontext():
             angles = t[:, None] * self.frequencies.to(t.dtype)
-            return self.layers(torch.cat([angles.cos(), angles.sin()], 1))
+            sinusoids = torch.cat([angles.cos(), angles.sin()], 1)
+            return raised(self.layers[2], F.silu(raised(self.layers[0], sinusoids)))
+
+
+def raised(layer: nn.Module, x: Tensor) -> Tensor:
+    """A linear layer in the precision of its input, where its own is bfloat16."""
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    if weight.dtype == torch.bfloat16:
+        weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    return F.linear(x, weight, bias)
 
 
 def interval_embedding(dim: int) -> TimeEmbedding:

@@ -161,6 +161,7 @@ def test_a_rank_below_zero_is_refused(shelf):
         pipelines.distill(**shelf("dit"), **TINY, lora_rank=-1)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_again_and_sampled_from(shelf, tmp_path):
     given = shelf("dit")
     carried_out(tmp_path / "run", **given, **TINY)

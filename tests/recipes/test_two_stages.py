@@ -258,10 +258,10 @@ def test_a_folder_without_classes_can_be_learned(tmp_path):
 
 def test_too_few_images_to_judge_are_refused_before_the_first_step(tmp_path, pictures):
     path = tiny_teacher(tmp_path / "fashion.safetensors", size=28, channels=1, classes=10, patch=7)
-    with pytest.raises(ValueError, match="with 10 classes it needs at least 20"):
+    with pytest.raises(ValueError, match="a table of 10 classes needs at least 20"):
         fashion.distill(teacher_weights=path, evaluate_samples=19)
     path = tiny_teacher(tmp_path / "images.safetensors", size=8, channels=3, classes=2, patch=2)
-    with pytest.raises(ValueError, match="of 12 test images: with 2 classes it needs at least 10"):
+    with pytest.raises(ValueError, match="of 12 test images: a table of 2 classes needs at least 10"):
         images.distill(images=pictures, teacher=path, evaluate_samples=9)
 
 

@@ -7,7 +7,8 @@ import torch
 from torch.autograd.forward_ad import dual_level, make_dual, unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hidistill.derivative import DualProducts, load_rules
+from hidistill.derivative import load_rules
+from hidistill.duals import DualRules
 from hidistill.guidance import Guided
 from hidistill.recipes.stages import refine
 from hidistill.teachers.dit import DiT, Size
@@ -38,6 +39,7 @@ def experiment():
     )
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_the_plain_run_to_rounding_and_keeps_its_weights_names():
     plain, fast = experiment(), experiment()
     assert compile_passes(fast) == [f"{r}.{m}" for r in ("teacher", "fake") for m in ("velocity", "probe", "features")]
@@ -58,7 +60,7 @@ def test_a_tangent_passes_through_a_compiled_pass():
     x, direction, t, cond = *torch.randn(2, 2, 1, 8, 8), torch.tensor([0.3, 0.8]), torch.tensor([0, 1])
 
     def tangent():
-        with torch.no_grad(), dual_level(), DualProducts(), sdpa_kernel(SDPBackend.MATH):
+        with torch.no_grad(), dual_level(), DualRules(), sdpa_kernel(SDPBackend.MATH):
             dual = make_dual(x, direction)
             return unpack_dual(teacher.velocity(dual, t=make_dual(t, torch.ones_like(t)), cond=cond)).tangent
 

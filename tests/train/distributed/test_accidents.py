@@ -29,6 +29,7 @@ def runs(tmp_path_factory):
     return {name: (ends[n], ends[n + len(planned)], place / name) for n, name in enumerate(planned)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["die", "all die", "terminate", "terminate in the other", "hang", "stop", "nan", "nan in a weight"]
 )
@@ -41,6 +42,7 @@ def test_the_run_goes_on_as_if_nothing_had_happened(runs, name):
     assert steps == list(range(1, 25))
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_lets_all_finish_the_step_and_save(runs):
     for name, step in (("terminate", 8), ("terminate in the other", 17)):
         first, _, folder = runs[name]
@@ -49,6 +51,7 @@ def test_sigterm_to_one_lets_all_finish_the_step_and_save(runs):
         assert resumed[0]["global_step"] == step
 
 
+@pytest.mark.slow
 def test_a_dead_process_ends_the_others_at_once(runs):
     (one, other), _, _ = runs["die"]
     assert other["status"] == -9
@@ -57,6 +60,7 @@ def test_a_dead_process_ends_the_others_at_once(runs):
     assert "process 1 (pid" in one["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hang", "stop"])
 def test_a_process_that_hangs_is_named(runs, name):
     (one, _), _, _ = runs[name]
@@ -67,6 +71,7 @@ def test_a_process_that_hangs_is_named(runs, name):
     assert "process 0 (pid" not in one["error"]
 
 
+@pytest.mark.slow
 def test_a_nan_in_one_process_stops_all_and_is_named(runs):
     for name in ("nan", "nan in a weight"):
         first, _, folder = runs[name]

@@ -34,6 +34,7 @@ def cache(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_every_sample_comes_once_an_epoch_across_an_interruption(cache, tmp_path):
     epochs, steps = 3, 3 * COUNT // BATCH
     run = {"folder": tmp_path / "run", "what": "reading", "steps": steps, "count": PROCESSES, "workers": 2}

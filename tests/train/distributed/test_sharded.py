@@ -21,6 +21,7 @@ def difference(one, other):
     return max(float((value - other[key]).abs().max()) for key, value in one.items())
 
 
+@pytest.mark.slow
 def test_two_processes_with_parts_are_two_with_everything(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     succeed([{"folder": whole}, {"folder": parts, "count": 2, "sharding": {}, "checkpoint_every": 15}])
