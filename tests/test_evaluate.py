@@ -13,6 +13,7 @@ from hidistill.evaluate import (
     balanced_subset,
     draw,
     evaluate,
+    groups_of,
     left_out,
     seeds_of,
     uniform_labels,
@@ -309,3 +310,18 @@ def test_groups_out_of_range(groups):
     settings = {"seed": 0, "codec": Pixels(), "shape": SHAPE, "metrics": [Mean()]}
     with pytest.raises(ValueError, match=f"{groups} groups of 20 images: intervals need 2 groups of 2"):
         evaluate([one("x", lambda noise, cond: noise)], n=20, real=real, groups=groups, **settings)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [torch.arange(60) % 6, torch.arange(60) // 10, torch.zeros(60, dtype=torch.long)],
+    ids=["turn", "sorted", "-"],
+)
+def test_groups_to_leave_out_have_every_class_alike(labels):
+    dealt = groups_of(labels, 5)
+    assert torch.equal(dealt, groups_of(labels, 5))
+    for group in range(5):
+        inside = labels[dealt == group]
+        assert len(inside) == 12
+        assert len(set(torch.bincount(inside).tolist())) == 1
+    assert not torch.equal(dealt, torch.arange(60) % 5)

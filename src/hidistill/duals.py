@@ -216,7 +216,7 @@ def kernel_takes(query: Tensor, key: Tensor, value: Tensor, *, scale: float | No
         and alike
         and tangents
         and fits
-        and not any(x is not None and x is not False and x != 0 for x in options.values())
+        and not any(isinstance(x, Tensor) or x not in (None, False, 0) for x in options.values())
     )
 
 

@@ -235,17 +235,29 @@ def evaluate(
 
 
 def left_out(samples: Samples, metrics: Sequence[Metric], groups: int, name: str) -> dict[str, list[float]]:
-    """Every number without each of some runs of consecutive images, which have all classes where these come in turn."""
+    """Every number without each of some groups of images, over which each class is dealt out evenly.
+
+    Groups of consecutive images would each be of one class where a folder lists its classes one after the other, and
+    far more apart than draws of the same size are.
+    """
     found: dict[str, list[float]] = {}
-    n = len(samples.generated.labels)
+    dealt = groups_of(samples.generated.labels, groups)
     for group in range(groups if groups > 1 else 0):
-        index = torch.arange(n)
-        index = index[(index * groups) // n != group]
+        index = (dealt != group).nonzero().flatten()
         ends = None if samples.ends is None else samples.ends[index]
         part = Samples(samples.generated.rows(index), samples.real, ends, index)
         for key, value in judged(part, metrics, name).items():
             found.setdefault(key, []).append(value)
     return found
+
+
+def groups_of(labels: Labels, groups: int) -> Tensor:
+    """A group for each image: the images of a class are shuffled, the same way each time, and dealt out in turn."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = order[labels[order].argsort(stable=True)]
+    dealt = torch.empty_like(order)
+    dealt[order] = torch.arange(len(order)) % max(1, groups)
+    return dealt
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from inception_files import as_published, graph_file, random_state, script_file, state_file
 
-from hidistill.metrics.inception import PUBLISHED, InceptionScore, Pooled, Read, Spaces, Spatial, read
+from hidistill.metrics.inception import PUBLISHED, InceptionScore, Pooled, Read, Spaces, Spatial, in_splits, read
 from hidistill.metrics.inception.graph import constants
 from hidistill.metrics.inception.network import EPS, Inception, average, resized
 from hidistill.metrics.inception.reading import load
@@ -164,3 +164,12 @@ def test_a_graph_that_is_cut_off_or_none_is_refused(tmp_path):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match=r"no whole TensorFlow graph|no TensorFlow graph with constants"):
             constants(path)
+
+
+def test_splits_of_a_score_have_the_classes_though_a_folder_lists_them_one_by_one():
+    one_by_one, in_turn = torch.arange(200) // 20, torch.arange(200) % 10
+    assert torch.equal(torch.cat(in_splits(in_turn, 10)), torch.arange(200))
+    parts = in_splits(one_by_one, 10)
+    assert sorted(torch.cat(parts).tolist()) == list(range(200))
+    assert all(torch.bincount(one_by_one[rows]).tolist() == [2] * 10 for rows in parts)
+    assert torch.equal(torch.cat(in_splits(torch.zeros(50).long(), 10)), torch.arange(50))

@@ -128,5 +128,16 @@ def test_sets_that_do_not_belong_together(tmp_path, weights):
     odd = batch(tmp_path / "odd.npz", noise(), torch.arange(N) % 3 * 2)
     with pytest.raises(ValueError, match=r"odd.npz: 2 of 5 classes have no picture, \[1, 3\] first"):
         score((odd,), **out)
+    one_by_one = batch(tmp_path / "sorted.npz", noise(), torch.arange(N) // (N // 3))
+    with pytest.raises(ValueError, match=r"1 of 3 classes have no picture, \[2\] first"):
+        score((one_by_one,), count=2 * N // 3, **out)
     with pytest.raises(ValueError, match="is not the network behind FID"):
         score((few,), inception=weights, **out)
+
+
+def test_other_classes_than_the_references_are_refused(tmp_path):
+    real = batch(tmp_path / "real.npz", noise(), torch.arange(N) % 3)
+    for name, classes in (("few.npz", 2), ("many.npz", 4)):
+        drawn = batch(tmp_path / name, noise(), torch.arange(N) % classes)
+        with pytest.raises(ValueError, match=f"{name} has pictures of {classes} classes, and the reference .* of 3"):
+            score((drawn,), reference=real, out=tmp_path / "out")

@@ -31,6 +31,12 @@ def test_rates_of_a_step():
     assert found["utilization"] == 0.1
     assert meter.read(2, 2.0)["flops_per_second"] == 400.0
     assert 10 < found["memory_mib"] < 1e6
+    among = Meter(loads, peak=1000.0, device="cpu", processes=3)
+    among.timed(lambda step: Batch(torch.zeros(8, 2), torch.zeros(8)))(0)
+    together = among.read(1, 2.0)
+    rates = ("samples_per_second", "tokens_per_second", "flops_per_second")
+    assert [together[name] for name in rates] == [3 * found[name] for name in rates]
+    assert together["utilization"] == found["utilization"]
 
 
 def test_a_run_that_waits_for_its_data_says_so(tmp_path):

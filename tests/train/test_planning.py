@@ -26,9 +26,8 @@ H100 = datasheet("H100")
 
 
 def small(**changes):
-    size = Size(32, 2, 2)
     sides = {"image_size": 8, "classes": 10, "batch_size": 8, "sketch_steps": 10, "refine_steps": 10}
-    return on_paper(size=size, **sides | changes)
+    return on_paper(size="32x2x2", **sides | changes)
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +185,9 @@ def test_what_looks_at_numbers_cannot_be_counted():
     stage = Stage("fit", {"student": Update(FlowMatching(field), adam(field))}, 2)
     with pytest.raises(Uncountable, match="FlowMatching cannot be counted"):
         count(Experiment([stage], {"student": field}, batch_at, seed=0))
+
+
+def test_a_size_that_is_none_is_refused():
+    for words in ("huge", "32x2", "32x0x2"):
+        with pytest.raises(ValueError, match=f"size='{words}' is none; give .*XL, or width x depth x heads"):
+            on_paper(size=words)

@@ -148,12 +148,13 @@ def too_few(n: int, dim: int, name: str) -> str | None:
     if n <= dim:
         return (
             f"{n:,} images a row for {dim:,} features of {name}: the covariance is singular and the distance mostly "
-            f"bias; compare rows of this table only, and draw more than {AMPLE * dim:,} for a number of its own"
+            f"bias; compare rows of this table only, and draw more than {AMPLE * dim:,} for a number of its own "
+            "and its limit"
         )
     if n < AMPLE * dim:
         return (
             f"{n:,} images a row for {dim:,} features of {name}: the distance is biased upwards by about the real "
-            f"images' own; more than {AMPLE * dim:,} make it small"
+            f"images' own, and no limit is given; more than {AMPLE * dim:,} make it small"
         )
     return None
 
@@ -193,8 +194,10 @@ class FrechetDistance:
 class FrechetLimit:
     """The Fréchet distance that infinitely many generated images would have (arXiv 1911.07023, section 3).
 
-    The bias is nearly linear in 1/N: a line through the distances of random subsets of n/2 to n images meets 1/N = 0
-    there. The bias by the finite number of real images stays.
+    The bias is nearly linear in 1/N where N is well above the dimension d: a line through the distances of random
+    subsets of n/2 to n images meets 1/N = 0 there. Its next term, of the order of (d/N)^2, bends the line and would
+    carry it below the truth, so that no limit is given below `AMPLE` d images. The bias by the finite number of real
+    images stays.
 
     Args:
         space: where images are compared.
@@ -214,13 +217,15 @@ class FrechetLimit:
         return f"frechet limit, {self.points} points/{self.space.name}"
 
     def __call__(self, samples: Samples) -> Mapping[str, float]:
-        """The number `fd_limit/SPACE`; below 0 where noise is larger than the distance.
+        """The number `fd_limit/SPACE`, which noise may bring below 0; nothing where images are few for the dimension.
 
         Raises:
             ValueError: if there are too few images for a line.
         """
         features = samples.generated.features(self.space)
-        n = len(features)
+        n, d = features.shape
+        if n < AMPLE * d:
+            return {}
         if n < 2 * self.points:
             raise ValueError(f"{n} images came; {self.points} points of a line need at least {2 * self.points}")
         counts = torch.linspace(n // 2, n, self.points).long().tolist()

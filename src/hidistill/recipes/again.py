@@ -131,8 +131,10 @@ def refuse_settings(counts: Sequence[int], scales: Sequence[float], student_step
     """Refuse a table without a student, and steps and scales out of range."""
     if not student_steps:
         raise ValueError("no student_steps: the table would have no student; give at least one count, e.g. 1")
-    if any(count < 1 for count in counts) or any(scale < 0 for scale in scales):
-        raise ValueError(f"steps {counts}, scales {scales}: steps must be at least 1, and scales not negative")
+    if any(count < 1 for count in counts) or not all(0 <= scale < float("inf") for scale in scales):
+        raise ValueError(
+            f"steps {counts}, scales {scales}: steps must be at least 1, and scales finite and not negative"
+        )
 
 
 def recipe_of(run: Path) -> tuple[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ import tyro
 from torch import Tensor
 
 from hidistill.data.judged import BLOCK, Judged, read, statistics
-from hidistill.evaluate import judged, left_out
+from hidistill.evaluate import judged, left_out, refuse_groups
 from hidistill.files import facts
 from hidistill.metrics.cached import Cached
 from hidistill.metrics.efficientnet import EfficientNetLite0
@@ -65,6 +65,7 @@ def score(
     """
     sets = opened(samples, count)
     n = sets[0].count if count is None else count
+    refuse_groups(groups, n)
     known = statistics(reference)
     real = reference_of(reference, known, sets[0])
     judges = judges_of(inception, dinov2, known, real=real is not None, device=device)
@@ -77,8 +78,11 @@ def score(
             shown.memory["moments", space.space] = Moments(*known[kind])
     if real and shown.images.numel():
         metrics += [HighFrequencyRatio(), *([RadialSpectrum()] if min(real.shape[1:]) >= LEAST else [])]
+    refuse_classes(sets, real)
     notes = [note for space in spaces if (note := too_few(n, dimension(space), space.name))]
     notes += [f"{each.path.name}: {labels_in_words(each, n)}" for each in sets]
+    if real and any(each.shape[0] != real.shape[0] for each in sets):
+        notes.append("gray pictures meet pictures in color; features of color count that as a difference")
     rows = []
     for each in sets:
         drawn = gallery(each, n, spaces, tell)
@@ -210,20 +214,37 @@ def gallery(pictures: Judged, count: int | None, spaces: Sequence[Cached], tell:
     return found
 
 
+def refuse_classes(sets: Sequence[Judged], real: Judged | None) -> None:
+    """Refuse pictures of fewer classes, or of more, than the reference has, where both say of which they are.
+
+    Raises:
+        ValueError: if the numbers of classes differ.
+    """
+    if real is None or real.labels is None:
+        return
+    wanted = len(real.labels.unique())
+    for each in sets:
+        if each.labels is not None and (found := len(each.labels.unique())) != wanted:
+            raise ValueError(
+                f"{each.path} has pictures of {found} classes, and the reference {real.path} of {wanted}; a distance "
+                "between different classes says nothing: give both the same classes, or leave the labels out"
+            )
+
+
 def labels_in_words(pictures: Judged, n: int) -> str:
     """Whether classes are equally many, as far as anybody knows.
 
     Raises:
-        ValueError: if a class between the others has no picture.
+        ValueError: if a class of the set has no picture among the first n.
     """
     if pictures.labels is None:
         return "nobody says of which classes"
-    counts = torch.bincount(pictures.labels[:n])
+    counts = torch.bincount(pictures.labels[:n], minlength=int(pictures.labels.max()) + 1)
     empty = (counts == 0).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
             f"{pictures.path}: {len(empty)} of {len(counts)} classes have no picture, {empty[:5]} first; a distance "
-            "over all classes needs all: draw them, or write the batch without labels"
+            f"over all classes needs all: draw them, take more than the first {n:,}, or write the batch without labels"
         )
     spread = f"{int(counts.min())} to {int(counts.max())}"
     return f"{len(counts)} classes, " + (

@@ -8,7 +8,7 @@ from hidistill.derivative import Forward
 from hidistill.discriminators.adaptive import Adaptive
 from hidistill.guidance import Guided
 from hidistill.recipes.stages import refine, sketch
-from hidistill.teachers.dit import DiT, Size
+from hidistill.teachers.dit import SIZES, DiT, Size
 from hidistill.train.experiment import Experiment
 from hidistill.types import Batch
 
@@ -18,7 +18,7 @@ IMAGENET = 1_281_167
 
 def on_paper(
     *,
-    size: str | Size = "XL",
+    size: str = "XL",
     image_size: int = 32,
     channels: int = 4,
     classes: int = 1000,
@@ -37,7 +37,7 @@ def on_paper(
     Reaches: nothing, for it cannot be run.
 
     Args:
-        size: name of a DiT's size: mini, slim, tiny, compact, S, B, L or XL.
+        size: name of a DiT's size: mini, slim, tiny, compact, S, B, L or XL; or width x depth x heads, as 1152x28x16.
         image_size: side of the images or latents; 32 for 256 pixels behind Stable Diffusion's autoencoder.
         channels: of the images or latents.
         classes: number of classes.
@@ -51,7 +51,7 @@ def on_paper(
         precision: float32 or bfloat16.
     """
     with torch.device("meta"):
-        teacher = DiT(image_size=image_size, channels=channels, classes=classes, patch=patch, size=size)
+        teacher = DiT(image_size=image_size, channels=channels, classes=classes, patch=patch, size=size_of(size))
         teacher.requires_grad_(False)
         student, fake = teacher.student(), deepcopy(teacher)
         head = Adaptive(teacher.feature_channels)
@@ -72,3 +72,17 @@ def on_paper(
         precision=precision,
         frozen={"teacher": teacher},
     )
+
+
+def size_of(words: str) -> Size:
+    """The size that a name or three numbers mean.
+
+    Raises:
+        ValueError: if they mean none.
+    """
+    parts = words.split("x")
+    if words in SIZES:
+        return SIZES[words]
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"size={words!r} is none; give {', '.join(SIZES)}, or width x depth x heads as 1152x28x16")
+    return Size(*map(int, parts))

@@ -207,8 +207,9 @@ class Run:
         index = self.position.stage
         stage, offset = self.experiment.stages[index], self.experiment.offset(index)
         meter = Meter(
-            self.loads.get(stage.name, {}), peak=peak(self.experiment.precision, self.device), device=self.device
-        )
+            self.loads.get(stage.name, {}), peak=peak(self.experiment.precision, self.device), device=self.device,
+            processes=self.work.ranks.count,
+        )  # fmt: skip
         reports = steps(
             stage,
             meter.timed(lambda step: self.batch(stage, step, offset)),

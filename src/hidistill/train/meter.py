@@ -61,10 +61,11 @@ class Meter:
         work: of the stage's updates by name, as `remembered` has it; empty if it could not be counted.
         peak: products a second that the machine is capable of; 0 if nobody knows.
         device: where the networks run.
+        processes: that take equally many rows of each batch, of which this is one; rates are of all of them.
     """
 
-    def __init__(self, work: Mapping[str, Load], *, peak: float, device: str) -> None:
-        self.work, self.peak, self.device = work, peak, device
+    def __init__(self, work: Mapping[str, Load], *, peak: float, device: str, processes: int = 1) -> None:
+        self.work, self.peak, self.device, self.processes = work, peak, device, processes
         self.samples, self.waited = 0, 0.0
 
     def timed(self, batch_at: Callable[[int], Batch]) -> Callable[[int], Batch]:
@@ -87,15 +88,16 @@ class Meter:
         memory_mib, the high-water mark so far: of the device's memory on a GPU, of the process elsewhere.
         """
         waited, self.waited = self.waited, 0.0
-        found = {"samples_per_second": self.samples / seconds, "data_share": waited / seconds}
+        samples = self.samples * self.processes
+        found = {"samples_per_second": samples / seconds, "data_share": waited / seconds}
         ran = [work for work in self.work.values() if step % work.every == 0]
         if self.work:
             flops = sum(work.flops * self.samples / work.samples for work in ran)
-            found["flops_per_second"] = flops / seconds
+            found["flops_per_second"] = flops * self.processes / seconds
             if self.peak:
                 found["utilization"] = flops / seconds / self.peak
         if tokens := max((work.tokens for work in self.work.values()), default=0):
-            found["tokens_per_second"] = tokens * self.samples / seconds
+            found["tokens_per_second"] = tokens * samples / seconds
         found["memory_mib"] = high_water(self.device) / MIB
         return {name: float(f"{value:.6g}") for name, value in found.items()}
 

@@ -180,7 +180,7 @@ def seconds_sent(experiment: Experiment, work: Mapping[str, Work], rates: Rates,
     gradients = sum(2 * 4 * each.moving / each.every for each in work.values()) * ring
     if not layout.sharded:
         return gradients
-    width = 4 if experiment.precision == "float32" else 2
+    width = 4  # the weights are float32 under autocast too, and travel so
     roles = {**experiment.modules, **experiment.frozen}
     gathered = sum(2 * width * bytes_of(module) / 4 for module in roles.values()) * ring
     return gradients / 2 + gathered * sum(1 / each.every for each in work.values())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hidistill.metrics.inception.network import Inception, Rows
 from hidistill.metrics.inception.reading import PUBLISHED, Published, Read, read
-from hidistill.types import Features, Images, Samples
+from hidistill.types import Features, Images, Labels, Samples
 
 __all__ = ["PUBLISHED", "Inception", "InceptionScore", "Pooled", "Published", "Read", "Spaces", "Spatial", "read"]
 
@@ -114,8 +114,22 @@ class InceptionScore:
         if self.splits < 2 or len(features) < self.splits:
             raise ValueError(f"{len(features)} images in {self.splits} splits: each split needs one; draw more images")
         weight = network.head.weight.double().cpu()
-        scores = torch.stack([score(part.double() @ weight.T) for part in features.tensor_split(self.splits)])
+        parts = [features[rows].double() for rows in in_splits(samples.generated.labels, self.splits)]
+        scores = torch.stack([score(part @ weight.T) for part in parts])
         return {f"is/{self.space.name}": scores.mean().item(), f"is_std/{self.space.name}": scores.std().item()}
+
+
+def in_splits(labels: Labels, splits: int) -> list[torch.Tensor]:
+    """Rows of each split: runs of consecutive images, or each class dealt out where its images lie together.
+
+    A run of a folder that lists its classes one after the other has few of them, and its score would be about 1.
+    """
+    runs = list(torch.arange(len(labels)).tensor_split(splits))
+    classes = len(labels.unique())
+    if all(2 * len(labels[rows].unique()) >= min(classes, len(rows)) for rows in runs):
+        return runs
+    order = labels.argsort(stable=True)
+    return [order[i::splits] for i in range(splits)]
 
 
 def score(logits: Features) -> torch.Tensor:
