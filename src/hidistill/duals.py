@@ -3,7 +3,7 @@
 torch has a rule for each operation. Those of the layers here compute the same with less:
 
 - a linear layer with constant weights takes two products; torch's rule takes a third, with a zero tangent that it makes
-  for the weights (pytorch issue 69687);
+  for the weights (pytorch#69687);
 - no fused attention has a forward derivative, and the unfused one holds all n^2 scores and their tangents at once;
 - the Jacobians of softmax and of normalizations are symmetric, so that their tangents are torch's own fused backward
   passes, where torch's rules are a dozen passes over memory.
