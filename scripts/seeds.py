@@ -23,7 +23,8 @@ import tyro
 from hidistill.codecs import Pixels
 from hidistill.evaluate import Contestant, Given, balanced_subset, evaluate
 from hidistill.recipes.fashion import GUIDANCE, TEACHER, distill, fashion_jury
-from hidistill.recipes.judging import read_student, read_teacher, resumable, student_row, teacher_row
+from hidistill.recipes.judging import read_student, read_teacher, resumable
+from hidistill.recipes.samplers import student_row, teacher_row
 from hidistill.scores import Evaluation, markdown, summary, table
 from hidistill.train.driver import execute
 from hidistill.train.loop import quickest

@@ -26,7 +26,8 @@ from hidistill.objectives.regression import Paired
 from hidistill.recipes.digits import SPACE, classifier
 from hidistill.recipes.digits import teacher as teacher_recipe
 from hidistill.recipes.images import batches
-from hidistill.recipes.judging import Jury, attention_maps, jury, read_teacher, renoised_row, student_row, teacher_row
+from hidistill.recipes.judging import Jury, attention_maps, jury, read_teacher
+from hidistill.recipes.samplers import renoised_row, student_row, teacher_row
 from hidistill.sampling import euler
 from hidistill.seeds import fold_in, normal, shuffled
 from hidistill.teachers.dit import DiT, FlowMapDiT

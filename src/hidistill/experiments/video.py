@@ -33,7 +33,7 @@ from hidistill.metrics.frechet import FrechetDistance, frechet_distance, moments
 from hidistill.metrics.sharpness import HighFrequencyRatio
 from hidistill.metrics.temporal import appearance_change, centroids, motion_error
 from hidistill.objectives.flow_matching import FlowMatching
-from hidistill.recipes.judging import student_row, teacher_row
+from hidistill.recipes.samplers import student_row, teacher_row
 from hidistill.seeds import fold_in
 from hidistill.teachers.video import VideoDiT
 from hidistill.times import Arcsine, LogitNormal

@@ -8,15 +8,8 @@ import torch
 from hidistill import weights
 from hidistill.evaluate import Contestant, balanced_subset, evaluate
 from hidistill.metrics.frechet import FrechetDistance
-from hidistill.recipes.judging import (
-    REFERENCE_STEPS,
-    Jury,
-    device_of,
-    read_student,
-    read_teacher,
-    student_row,
-    teacher_row,
-)
+from hidistill.recipes.judging import REFERENCE_STEPS, Jury, device_of, read_student, read_teacher
+from hidistill.recipes.samplers import student_row, teacher_row
 from hidistill.types import Gallery, Teacher
 
 

@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +23,6 @@ from hidistill.evaluate import (
     seeds_of,
     uniform_labels,
 )  # fmt: skip
-from hidistill.guidance import Guided
 from hidistill.metrics.agreement import ClassAgreement
 from hidistill.metrics.classifier import Classifier, ClassifierFeatures
 from hidistill.metrics.diversity import IntraClassDiversity
@@ -35,14 +33,12 @@ from hidistill.metrics.neighbors import Neighbors
 from hidistill.metrics.sharpness import HighFrequencyRatio
 from hidistill.path import cond_on, interpolate, rows_of
 from hidistill.recipes import tables
+from hidistill.recipes.samplers import renoised_row, student_row, teacher_row
 from hidistill.recipes.students import FLOW_MAP, student_from
 from hidistill.report import page
 from hidistill.report.pictures import save_attention, save_grids
-from hidistill.sampling import euler, grid, jump, renoise
-from hidistill.seeds import fold_in, normal
 from hidistill.teachers.dit import DiT, FlowMapDiT
-from hidistill.train.loop import autocast
-from hidistill.types import Codec, Cond, FeatureSpace, Gallery, Metric, Points, Split, Student, Teacher
+from hidistill.types import Codec, Cond, FeatureSpace, Gallery, Metric, Split, Student, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -171,55 +167,6 @@ def refuse_count(test: Split, samples: int) -> None:
             f"{samples} images a row of the table, of {most} test images: {what} needs at least {least}, and at most "
             f"as many as there are test images; {advice}"
         )
-
-
-def of_student(noise: Points, cond: Cond, *, student: Student, times: Sequence[float], precision: str) -> Points:
-    """Samples of a student along the given times."""
-    with autocast(precision, noise.device.type):
-        return jump(student, noise, cond=cond, times=times).float()
-
-
-def of_student_renoised(
-    noise: Points, cond: Cond, *, student: Student, times: Sequence[float], precision: str
-) -> Points:
-    """Samples of a student that goes to the data at every step, and back to the next time with fresh noise.
-
-    A row's fresh noise is drawn from a seed that its first noise gives, so that its image depends on that alone.
-    """
-    rows = [row.flatten()[:4].tolist() for row in noise.cpu()]
-    fresh = [
-        normal([fold_in(0, "renoise", step, repr(row)) for row in rows], noise.shape[1:]).to(noise)
-        for step in range(len(times) - 2)
-    ]
-    with autocast(precision, noise.device.type):
-        return renoise(student, noise, cond=cond, times=times, fresh=fresh).float()
-
-
-def of_teacher(noise: Points, cond: Cond, *, teacher: Teacher, scale: float, steps: int, precision: str) -> Points:
-    """Samples of the guided teacher by Euler's method."""
-    with autocast(precision, noise.device.type):
-        return euler(Guided(teacher, scale=scale), noise, cond=cond, steps=steps).float()
-
-
-def teacher_row(teacher: Teacher, *, scale: float, steps: int, precision: str) -> Contestant:
-    """The guided teacher as a contestant."""
-    plural = "step" if steps == 1 else "steps"
-    sample = partial(of_teacher, teacher=teacher, scale=scale, steps=steps, precision=precision)
-    nfe = steps if scale == 1.0 else 2 * steps
-    return Contestant(f"teacher, scale {scale:g}, {steps} {plural}", sample, nfe, steps, "teacher", scale)
-
-
-def student_row(name: str, student: Student, *, steps: int, precision: str) -> Contestant:
-    """A student as a contestant."""
-    plural = "step" if steps == 1 else "steps"
-    sample = partial(of_student, student=student, times=grid(steps), precision=precision)
-    return Contestant(f"{name}, {steps} {plural}", sample, steps, steps)
-
-
-def renoised_row(name: str, student: Student, *, steps: int, precision: str) -> Contestant:
-    """A student as a contestant that re-noises between its steps."""
-    sample = partial(of_student_renoised, student=student, times=grid(steps), precision=precision)
-    return Contestant(f"{name}, {steps} steps re-noised", sample, steps, steps)
 
 
 def contestants(

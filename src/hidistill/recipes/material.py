@@ -22,7 +22,8 @@ from hidistill.metrics.classifier import Classifier, accuracy, read_classifier, 
 from hidistill.metrics.efficientnet import EfficientNetLite0
 from hidistill.metrics.prompts import PromptAgreement, Ridge, choose
 from hidistill.path import rows_of
-from hidistill.recipes.judging import Jury, jury, teacher_row
+from hidistill.recipes.judging import Jury, jury
+from hidistill.recipes.samplers import teacher_row
 from hidistill.recipes.teachers import Loaded, shape_of
 from hidistill.seeds import fold_in, normal, shuffled
 from hidistill.share import Drawn

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from hidistill.evaluate import Contestant, draw
-from hidistill.recipes.judging import student_row, teacher_row
+from hidistill.recipes.samplers import student_row, teacher_row
 from hidistill.seeds import fold_in
 from hidistill.types import Cond, Images
 from hidistill.view.cast import Match

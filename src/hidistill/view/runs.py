@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from hidistill.evaluate import draw
-from hidistill.recipes.judging import student_row
+from hidistill.recipes.samplers import student_row
 from hidistill.report.folder import Run, read
 from hidistill.report.page import title
 from hidistill.report.pictures import KINDS, comparison, grid, one_of_each, quantized
