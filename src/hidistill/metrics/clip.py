@@ -4,8 +4,6 @@ The network is a folder of transformers that the user has. Scores of two backbon
 the first digits of its weights' sum are part of the name.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from hidistill.foreign.encoders import without_bars
 from hidistill.foreign.folder import library
+from hidistill.foreign.judges import read_judge
 from hidistill.types import Features, Images, Samples
 from hidistill.weights import WeightsError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the pictures that CLIP was trained on."""
-WEIGHTS = "model.safetensors"
 Rows = Float[Tensor, "_n d"]
 
 
@@ -31,34 +28,14 @@ def read_model(folder: Path) -> tuple[Any, Any, str]:
     """Network, tokenizer, and the first eight digits of the weights' sum.
 
     Raises:
-        FileNotFoundError: if the folder lacks its configuration or its weights.
-        WeightsError: if it holds another network, or is damaged.
+        FileNotFoundError, WeightsError: as `read_judge`; also if the tokenizer is missing or damaged.
     """
-    for name in ("config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} has no {name}; give the folder of a CLIPModel of transformers, e.g. clip-vit-base-patch32, "
-                f"with config.json, {WEIGHTS} and its tokenizer: it is not downloaded"
-            )
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != "clip":
-        raise WeightsError(f"{folder} holds a network of type {kind!r}; a 'clip' is needed here")
-    options: dict[str, Any] = {"local_files_only": True}
-    loading = options | {"use_safetensors": True, "output_loading_info": True}
+    model, digest = read_judge(folder, kind="clip", name="CLIPModel", example="clip-vit-base-patch32")
     try:
-        with without_bars():
-            found, report = library("transformers").CLIPModel.from_pretrained(folder, **loading)
-        tokenizer = library("transformers").AutoTokenizer.from_pretrained(folder, **options)
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # transformers and safetensors raise many kinds for one thing
-        raise WeightsError(f"{folder} holds no whole CLIPModel with its tokenizer ({error}); copy it again") from error
-    faults = [str(key) for name in ("missing_keys", "mismatched_keys") for key in report[name]]
-    if faults:
-        raise WeightsError(f"{folder} lacks weights of a CLIPModel: {', '.join(faults[:5])}; copy it again")
-    with (folder / WEIGHTS).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return found.eval().requires_grad_(False), tokenizer, digest[:8]
+        tokenizer = library("transformers").AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers raises many kinds for one thing
+        raise WeightsError(f"{folder} holds no tokenizer of its CLIPModel ({error}); copy it again") from error
+    return model, tokenizer, digest
 
 
 class CLIP:

@@ -4,58 +4,25 @@ Its weights are a folder of transformers that the user has; nothing is downloade
 antialiasing, bicubic, and normalized as for ImageNet (arXiv 2306.04675, where this distance agrees best with people).
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 
-from hidistill.foreign.encoders import without_bars
-from hidistill.foreign.folder import library
+from hidistill.foreign.judges import read_judge
 from hidistill.types import Features, Images
-from hidistill.weights import WeightsError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's channels."""
 SIDE = 224
-WEIGHTS = "model.safetensors"
 
 
 def read_model(folder: Path) -> tuple[Any, str]:
-    """The network of a folder, in evaluation mode, and the first eight digits of its weights' sum.
-
-    Raises:
-        FileNotFoundError: if the folder has no configuration or no weights.
-        WeightsError: if it holds another network, or its weights do not fit.
-        ModuleNotFoundError: if transformers is not installed.
-    """
-    for name in ("config.json", WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} has no {name}; give the folder of a Dinov2Model of transformers, such as dinov2-large, with "
-                f"config.json and {WEIGHTS}: it is not downloaded"
-            )
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != "dinov2":
-        raise WeightsError(f"{folder} holds a network of type {kind!r}; a 'dinov2' is needed here")
-    model = library("transformers").Dinov2Model
-    options = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    try:
-        with without_bars():
-            found, report = model.from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise WeightsError(f"{folder} holds no whole Dinov2Model ({error}); copy it again") from error
-    faults = [str(key) for name in ("missing_keys", "mismatched_keys") for key in report[name]]
-    if faults:
-        raise WeightsError(f"{folder} lacks weights of a Dinov2Model: {', '.join(faults[:5])}; copy it again")
-    with (folder / WEIGHTS).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return found.eval().requires_grad_(False), digest[:8]
+    """The network of a folder, and the first eight digits of its weights' sum; raises as `read_judge`."""
+    return read_judge(folder, kind="dinov2", name="Dinov2Model", example="dinov2-large")
 
 
 class DINOv2:
