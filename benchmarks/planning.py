@@ -17,7 +17,7 @@ from math import lcm
 from statistics import median
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from measuring.memory import allocated
 
 from hidistill.recipes import fashion
 from hidistill.scores import markdown
@@ -26,8 +26,6 @@ from hidistill.train.experiment import Experiment
 from hidistill.train.loop import steps
 from hidistill.train.planning import plan
 from hidistill.train.rates import measured
-from hidistill.train.stage import Update
-from hidistill.types import Batch
 
 Cases = Mapping[str, Callable[[], Experiment]]
 PERIODS = 4
@@ -60,25 +58,6 @@ def seconds_of(experiment: Experiment) -> Iterator[float]:
                 pass
             taken.append((time.process_time() - began) / period)
         yield median(taken[1:])
-
-
-def allocated(update: Update, batch: Batch) -> int:
-    """Most bytes that torch's allocator had given out at once for an update."""
-    parameters = update.parameters()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        loss = update.objective(batch).value.mean()
-        gradients = torch.autograd.grad(loss, parameters)
-    del gradients
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    alive = peak = 0
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak
 
 
 def times(cases: Cases, rounds: int) -> list[list[str]]:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from measuring.memory import allocated
 from small_run import Field, adam, batch_at, build
-from torch.profiler import ProfilerActivity, profile
 
 from hidistill.derivative import Forward
 from hidistill.discriminators.adaptive import Adaptive
@@ -125,25 +125,6 @@ def test_measured_rates_grow_with_the_size():
     rates = measured()
     for table in (rates.products["product"], rates.light, rates.heavy, rates.update):
         assert 0 < table(1e3) <= table(1e9)
-
-
-def allocated(update, batch):
-    """The most bytes that torch's allocator had given out at once for an update, as its profiler saw them."""
-    parameters = update.parameters()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        loss = update.objective(batch).value.mean()
-        gradients = torch.autograd.grad(loss, parameters)
-    del gradients
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
-    alive = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak
 
 
 def test_memory_is_what_the_allocator_gave_out():
