@@ -154,7 +154,7 @@ def test_a_sketch_is_trained_once_and_is_what_it_would_be_alone(tmp_path):
     method = {"sketch": "meanflow", "sketch_steps": 3, "refine": "dmd", "refine_steps": 2}
     alone = bench.cell(seed=1, folder=tmp_path / "cells" / "alone" / "1", **method)
     (stored,) = (tmp_path / "sketches").rglob("student.safetensors")
-    assert "-3-1" in stored.parent.name
+    assert stored.parent.name == "teacher-meanflow-3-0.0005-1"
     before = stored.stat().st_mtime_ns
     shared = bench.cell(seed=1, folder=tmp_path / "cells" / "shared" / "1", **method)
     assert shared == alone

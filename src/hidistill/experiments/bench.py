@@ -6,7 +6,7 @@ All cells of an experiment share one teacher, and draw from the same noise; seed
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +17,7 @@ from hidistill.data.digits import digits
 from hidistill.discriminators.adaptive import Adaptive, normalized_entropy
 from hidistill.evaluate import Contestant, balanced_labels, draw, seeds_of
 from hidistill.evaluate import judged as scores
-from hidistill.experiments.methods import SCALE, Method, head_of, stages
+from hidistill.experiments.methods import SCALE, Method, head_of, rate_of, stages
 from hidistill.experiments.toys import once
 from hidistill.files import whole
 from hidistill.guidance import Guided
@@ -54,12 +54,19 @@ WORDS = {
 """The metrics that experiments show, by their names here."""
 
 
-def cell(*, seed: int, folder: Path, teacher_steps: int = 0, **method: Any) -> Mapping[str, float]:  # noqa: ANN401
+Part = Literal["valid", "test"]
+"""What students are judged on: pictures and noise that settings are chosen on, or those that methods are compared on.
+An experiment has one of them, since its cells share what they know of it."""
+
+
+def cell(
+    *, seed: int, folder: Path, teacher_steps: int = 0, part: Part = "test", **method: Any  # noqa: ANN401
+) -> Mapping[str, float]:  # fmt: skip
     """A student of a method, or the guided teacher itself in so many Euler steps."""
     teacher = teacher_at(folder).eval().requires_grad_(False)
     if teacher_steps:
-        return json.loads(teachers_at(teacher_steps, teacher, folder).read_text(encoding="utf-8"))
-    return measured(Method(**method), teacher, seed=seed, folder=folder)
+        return json.loads(teachers_at(teacher_steps, teacher, folder, part).read_text(encoding="utf-8"))
+    return measured(Method(**method), teacher, seed=seed, folder=folder, part=part)
 
 
 def teacher_at(folder: Path) -> DiT:
@@ -73,12 +80,12 @@ def teacher_at(folder: Path) -> DiT:
     return read_teacher(once(folder.parents[2] / "teacher" / "teacher.safetensors", make))
 
 
-def teachers_at(count: int, teacher: DiT, folder: Path) -> Path:
+def teachers_at(count: int, teacher: DiT, folder: Path, part: Part) -> Path:
     """The teacher's own numbers in so many Euler steps, which no seed of a student changes; judged once."""
 
     def make(path: Path) -> None:
         rows = [teacher_row(teacher, scale=SCALE, steps=count, precision="float32")]
-        found = judged(teacher, rows, folder)
+        found = judged(teacher, rows, folder, part)
         numbers = {name.rpartition(",")[0] + ", 1": value for name, value in found.items()}
         with whole(path) as place:
             place.write_text(json.dumps(numbers), encoding="utf-8")
@@ -86,7 +93,9 @@ def teachers_at(count: int, teacher: DiT, folder: Path) -> Path:
     return once(folder.parents[2] / "teacher-rows" / f"{count}" / "numbers.json", make)
 
 
-def measured(method: Method, teacher: DiT, *, seed: int, folder: Path) -> dict[str, float]:
+def measured(
+    method: Method, teacher: DiT, *, seed: int, folder: Path, part: Part = "test"
+) -> dict[str, float]:  # fmt: skip
     """Train a student, and judge it in one and two steps; a run whose loss is not finite has diverged, and no more."""
     torch.manual_seed(fold_in(seed, "student"))
     student = teacher.student() if method.start == "teacher" else FlowMapDiT(DiT.from_config(dict(teacher.config)))
@@ -107,10 +116,10 @@ def measured(method: Method, teacher: DiT, *, seed: int, folder: Path) -> dict[s
         student_row("student", student, steps=1, precision="float32"),
         several("student", student, steps=2, precision="float32"),
     ]
-    numbers = judged(teacher, rows, folder) | {"diverged": 0.0}
+    numbers = judged(teacher, rows, folder, part) | {"diverged": 0.0}
     numbers["collapsed"] = float(numbers["recall, 1"] < COLLAPSED)
     if isinstance(head, Adaptive):
-        maps = attention_maps(judges_at(folder)[0], "valid", teacher, head, n=50)
+        maps = attention_maps(judges_at(folder, part)[0], "valid", teacher, head, n=50)
         numbers["entropy"] = torch.stack([normalized_entropy(layer).mean() for layer in maps]).mean().item()
     return numbers
 
@@ -133,14 +142,14 @@ def sketch_at(
         with whole(path) as place:
             save_file(student.state_dict(), place)
 
-    name = f"{method.start}-{method.sketch}-{method.sketch_steps}-{seed}".replace(" ", "-")
+    name = f"{method.start}-{method.sketch}-{method.sketch_steps}-{rate_of(method):g}-{seed}".replace(" ", "-")
     return once(folder.parents[2] / "sketches" / name / "student.safetensors", make)
 
 
-def judged(teacher: DiT, rows: list[Contestant], folder: Path) -> dict[str, float]:
+def judged(teacher: DiT, rows: list[Contestant], folder: Path, part: Part) -> dict[str, float]:
     """Numbers of each row under its steps, e.g. `fd, 1`; all cells draw from the same noise, for the same classes."""
-    (judges, real), found = judges_at(folder), {}
-    labels, seeds = balanced_labels(JUDGED, 10), seeds_of(JUDGED, 0)
+    (judges, real), found = judges_at(folder, part), {}
+    labels, seeds = balanced_labels(JUDGED, 10), seeds_of(JUDGED, ("test", "valid").index(part))
     shared: dict[str, Any] = {"seeds": seeds, "cond": labels, "shape": judges.shape, "codec": Pixels()}
 
     def make(path: Path) -> None:
@@ -156,8 +165,8 @@ def judged(teacher: DiT, rows: list[Contestant], folder: Path) -> dict[str, floa
     return found
 
 
-def judges_at(folder: Path) -> tuple[Jury, Gallery]:
-    """The judges that all cells share, and the test pictures with their features: trained and passed by the first."""
+def judges_at(folder: Path, part: Part) -> tuple[Jury, Gallery]:
+    """The judges that all cells share, and held-out pictures with their features: trained and passed by the first."""
 
     def make(path: Path) -> None:
         save_classifier(path, classifier(), {"data": "digits of scikit-learn, three fifths of them"})
@@ -168,7 +177,7 @@ def judges_at(folder: Path) -> tuple[Jury, Gallery]:
 
     read = read_classifier(once(folder.parents[2] / "classifier" / "classifier.safetensors", make))
     judges = jury(digits("train"), digits("valid"), digits("test"), read, SPACE)
-    real = Gallery.of(judges.test)
+    real = Gallery.of(judges.test if part == "test" else judges.valid)
     features = load_file(once(folder.parents[2] / "real" / "features.safetensors", passed))
     for space in judges.spaces:
         real.memory["features", space] = features[space.name]

@@ -34,8 +34,28 @@ Distribution = Literal["none", "dmd", "dmd+gan", "gan", "dmd2", "dmd+align", "bl
 Head = Literal["none", "adaptive", "pooled", "convolutional", "per_token"]
 Alignment = Literal["none", "energy", "energy_tokens", "sliced", "moments", "drift"]
 
-SCALE, LR, ROUNDS_FROM = 1.5, 5e-4, 16
-"""Guidance that is distilled, the sketch's learning rate, and the teacher's Euler steps that the first round halves."""
+SCALE, ROUNDS_FROM = 1.5, 16
+"""Guidance that is distilled, and the teacher's Euler steps that the first round halves."""
+SKETCH_RATES: Mapping[Trajectory, float] = {
+    "meanflow": 5e-4,
+    "meanflow from data": 5e-4,
+    "consistency": 1e-3,
+    "sCM": 1.25e-4,
+    "progressive": 1e-3,
+    "LCM": 1e-3,
+    "regression": 1.25e-4,
+}
+"""The student's learning rate, of each objective its own: the best of four on other pictures, noise and seed than those
+that methods are compared on (`hidistill experiment learning-rates`)."""
+REFINE_RATES: Mapping[Distribution, float] = {
+    "dmd": 1e-3,
+    "dmd+gan": 3e-4,
+    "dmd+align": 3e-4,
+    "gan": 3e-4,
+    "dmd2": 1e-3,
+    "blend": 3e-4,
+}
+"""Likewise in refine, of three."""
 SKETCH_COSTS: Mapping[Trajectory, float] = {
     "none": 0.0,
     "meanflow": 6.5,
@@ -81,7 +101,8 @@ class Method:
         parts: options of the adaptive head: queries, sinusoids, classes, layers, shared; bound or norm as False.
         align: the distance of feature sets that stands in for a discriminator.
         keep: weight of MeanFlow's loss that refine keeps beside its judges; 0 keeps none.
-        lr: of the student in refine.
+        sketch_lr: learning rate of the sketch; None is the objective's own of `SKETCH_RATES`.
+        lr: of the student in refine; None is the objective's own of `REFINE_RATES`.
         every: the student moves on each `every`-th step of refine.
 
     Raises:
@@ -97,7 +118,8 @@ class Method:
     parts: Mapping[str, Any] = field(default_factory=dict)
     align: Alignment = "none"
     keep: float = 0.0
-    lr: float = 3e-4
+    sketch_lr: float | None = None
+    lr: float | None = None
     every: int = 2
 
     def __post_init__(self) -> None:
@@ -147,7 +169,7 @@ def stages(
     Each begins where the one before ended: a round of progressive distillation copies its student.
     """
     assert isinstance(student, Student)
-    guided = Guided(teacher, SCALE)
+    guided, rate = Guided(teacher, SCALE), rate_of(method)
     if method.refine == "blend":
         yield refined(method, teacher, student, head), False
         return
@@ -156,22 +178,28 @@ def stages(
         plan = rounds(ROUNDS_FROM)
         for count in plan:
             length = method.sketch_steps // len(plan) + (method.sketch_steps % len(plan) if count == plan[-1] else 0)
-            yield trajectory(f"round {count}", student, Progressive(previous, student, count), length), False
+            yield trajectory(f"round {count}", student, Progressive(previous, student, count), length, rate=rate), False
             previous = deepcopy(student).requires_grad_(False)
     elif method.sketch != "none":
         average = Average(student, 0.99)
         objective = objective_of(method.sketch, teacher, student, average)
-        yield trajectory("sketch", student, objective, method.sketch_steps, average), method.sketch == "regression"
+        stage = trajectory("sketch", student, objective, method.sketch_steps, average, rate=rate)
+        yield stage, method.sketch == "regression"
     if method.refine != "none":
         yield refined(method, teacher, student, head), False
 
 
+def rate_of(method: Method) -> float:
+    """The sketch's learning rate; 0 where there is no sketch."""
+    return SKETCH_RATES.get(method.sketch, 0.0) if method.sketch_lr is None else method.sketch_lr
+
+
 def trajectory(
-    name: str, student: nn.Module, objective: Objective, length: int, average: Average | None = None
+    name: str, student: nn.Module, objective: Objective, length: int, average: Average | None = None, *, rate: float
 ) -> Stage:
-    """A stage of a trajectory objective; all have the sketch's optimizer and schedule."""
+    """A stage of a trajectory objective; all have one optimizer and schedule, at the rate of each."""
     schedule = WarmupDecay(length, min(20, length // 10), (2 * length) // 5)
-    update = Update(objective, Adam(student.parameters(), lr=LR, betas=(0.9, 0.99)), schedule=schedule)
+    update = Update(objective, Adam(student.parameters(), lr=rate, betas=(0.9, 0.99)), schedule=schedule)
     return Stage(name, {"student": update}, length, {"student": average or Average(student, 0.99)})
 
 
@@ -182,7 +210,8 @@ def objective_of(name: Trajectory, teacher: Teacher, student: Student, average: 
     found: dict[str, Callable[[], Objective]] = {
         "meanflow": lambda: MeanFlow(guided, student, Forward(), Uniform(), 0.25),
         "meanflow from data": lambda: MeanFlow(None, student, Forward(), Uniform(), 0.25),
-        "consistency": lambda: Consistency(guided, student, student, 40),
+        # The student itself as the target, which later papers find better, collapses in so few updates.
+        "consistency": lambda: Consistency(guided, student, target, 40),
         "sCM": lambda: ContinuousConsistency(guided, student, Forward(), NOISY, warmup_steps=100),
         "LCM": lambda: LatentConsistency(teacher, student, target, SCALE, steps=50, skip=1),
         "regression": lambda: Regression(student, stored),
@@ -198,7 +227,8 @@ def refined(method: Method, teacher: Teacher, student: Student, head: nn.Module 
     trajectory = {"trajectory": kept, "trajectory_weight": method.keep} if method.keep else {}
     stage = refine(
         student, guided, None if method.refine == "gan" else fake, head, steps=method.refine_steps,
-        alignment=ALIGNMENTS.get(method.align), on_fake=method.refine == "dmd2", every=method.every, lr=method.lr,
+        alignment=ALIGNMENTS.get(method.align), on_fake=method.refine == "dmd2", every=method.every,
+        lr=REFINE_RATES[method.refine] if method.lr is None else method.lr,
         feature_gradient=GAMES.get(method.refine, 0.0), times=NOISED, **trajectory,
     )  # fmt: skip
     if method.refine != "blend":

@@ -28,11 +28,20 @@ def spread(values: Sequence[float], *, seeds: int) -> str:
         return "-"
     found = Spread.of(values)
     some = f" ({found.n} of {seeds})" if found.n < seeds else ""
-    return cell(found.mean) + (f" ± {cell(found.std)}" if found.n > 1 else "") + some
+    if found.std == 0 and found.mean.is_integer() and found.mean:
+        return f"{found.mean:.0f}{some}"  # a count, which no seed changes
+    return short(found.mean) + (f" ± {short(found.std)}" if found.n > 1 else "") + some
+
+
+def short(value: float) -> str:
+    """A value of a table as everywhere, but one of 10 and more without the decimals that no seed repeats."""
+    if abs(value) < 10:
+        return cell(value)
+    return f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def comparisons(results: Results) -> str:
-    """Paired differences from the references with their intervals, and which of them are resolved."""
+    """Paired differences from the references with their intervals, and which of them are resolved; empty for none."""
     columns = [column for column in results.study.columns if column.better]
     lines = [["variant", "against", *(column.heading for column in columns)]]
     for variant in results.grid.variants:
@@ -41,7 +50,7 @@ def comparisons(results: Results) -> str:
             if other != variant.name:
                 cells = [compared(results, variant.name, other, column) for column in columns]
                 lines.append([variant.name, other, *cells])
-    return markdown(lines)
+    return markdown(lines) if lines[1:] else ""
 
 
 def compared(results: Results, variant: str, other: str, column: Column) -> str:
@@ -64,7 +73,7 @@ def verdict(found: Difference, column: Column) -> str:
 
 def signed(value: float) -> str:
     """A number with its sign."""
-    return ("+" if value >= 0 else "-") + cell(abs(value))
+    return ("+" if value >= 0 else "-") + short(abs(value))
 
 
 def section(results: Results, *, name: str, size: str, wall: float, figure: str, caption: str) -> str:
@@ -81,16 +90,19 @@ def section(results: Results, *, name: str, size: str, wall: float, figure: str,
     study, seeds = results.study, results.grid.seeds
     several = len(set(results.codes.values()))
     mixed = f" The cells were measured by {several} different states of the code." if several > 1 else ""
+    compared_with = (
+        "Differences of pairs of equal seeds, with intervals of 95 % (bootstrap over seeds, expanded for small "
+        "samples: about 92 % for five normal values; comparisons are many and not corrected for). With fewer than "
+        f"{LEAST_SEEDS} seeds, or zero within, they are not resolved.\n",
+        comparisons(results),
+    )
     parts = [
         f"### {name}\n",
         f"{study.question}\n",
         f"{study.setting} `hidistill experiment {name} --size {size}`; seeds {', '.join(map(str, seeds))}; "
         f"{len(results.numbers)} cells, {wall / 60:.0f} CPU minutes (a first cell's hold what all share).{mixed}\n",
         table(results),
-        "Differences of pairs of equal seeds, with intervals of 95 % (bootstrap over seeds, expanded for small "
-        "samples: about 92 % for five normal values; comparisons are many and not corrected for). With fewer than "
-        f"{LEAST_SEEDS} seeds, or zero within, they are not resolved.\n",
-        comparisons(results),
+        *(compared_with if compared_with[1] else ()),
         f"![{caption}]({figure})\n",
         f"*{caption}*\n",
     ]

@@ -197,6 +197,8 @@ def grid(sizes: tuple[str, ...], *, length: int, seeds: int) -> Grid:
         ("meanflow", 4),
         ("regression", 4),
         ("meanflow, plain squares", 1),
+        ("meanflow, plain squares", 4),
+        ("meanflow, plain squares", 8),
         ("meanflow, 3/4 instantaneous", 1),
     ):
         name = f"{method}, 50x" + (f", {factor} times longer" if factor > 1 else "")

@@ -20,6 +20,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "one head for all blocks": {"shared": True},
     "last block alone": {"layers": [-1]},
 }
+RATE = 3e-4
+"""The student's learning rate in refine, with every head and with none."""
 DEFECT = 6
 """Pixels of a side: a twenty-second of the picture."""
 
@@ -41,7 +43,7 @@ def grid(sketch: int, refine: int, planted_steps: int, seeds: int, *, parts_play
         seeds: how many.
         parts_play: whether AWD's parts are in the game too; a short one shows nothing of them.
     """
-    base = {"sketch": "meanflow", "sketch_steps": sketch, "refine_steps": refine}
+    base = {"sketch": "meanflow", "sketch_steps": sketch, "refine_steps": refine, "lr": RATE}
     game = base | {"refine": "dmd+gan"}
     variants = [Variant("no head", base | {"refine": "dmd"})]
     variants += [Variant(word, game | {"head": head}) for head, word in HEADS.items()]

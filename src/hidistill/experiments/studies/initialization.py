@@ -5,13 +5,15 @@ from hidistill.experiments.figure import Picture, rows
 from hidistill.experiments.methods import REFINE_COSTS, SKETCH_COSTS
 from hidistill.experiments.study import Column, Grid, Results, Study, Variant
 
-HARD = {"lr": 3e-3, "every": 1}
+RATE = 3e-4
+"""The student's learning rate in refine, the same behind every start."""
+HARD = {"lr": 10 * RATE, "every": 1}
 """Ten times the student's rate, and a student that moves as often as its critics."""
 
 
 def grid(refine: int, sketches: tuple[int, ...], seeds: int) -> Grid:
     """DMD alone behind every start; the longest sketch for all of them, MeanFlow at every length."""
-    stage = {"refine": "dmd", "refine_steps": refine}
+    stage = {"refine": "dmd", "refine_steps": refine, "lr": RATE}
     longest = max(sketches)
     variants = [
         Variant("random weights", stage | {"start": "random"}),

@@ -5,6 +5,8 @@ from hidistill.experiments.figure import Picture, rows
 from hidistill.experiments.methods import REFINE_COSTS, SKETCH_COSTS
 from hidistill.experiments.study import Column, Grid, Results, Study, Variant
 
+RATE = 3e-4
+"""The student's learning rate in refine and in the one stage."""
 CRITICS = 6.1
 """Forward passes that a step of fake score and discriminator is worth."""
 ALIGNMENTS = {
@@ -18,14 +20,16 @@ ALIGNMENTS = {
 
 def grid(sketch: int, refine: int, seeds: int) -> Grid:
     """Two stages against one of equal cost, and every alignment in the discriminator's place."""
-    stages = {"sketch": "meanflow", "sketch_steps": sketch, "refine_steps": refine}
+    stages = {"sketch": "meanflow", "sketch_steps": sketch, "refine_steps": refine, "lr": RATE}
     game = REFINE_COSTS["dmd+gan", "adaptive"]
     # One step of the blend moves the student each time: twice its half step, and a sketch step.
     blend = 2 * game - CRITICS + SKETCH_COSTS["meanflow"]
     blended = round((SKETCH_COSTS["meanflow"] * sketch + game * refine) / blend)
     variants = [
         Variant("two stages, AWD", stages | {"refine": "dmd+gan", "head": "adaptive"}),
-        Variant("one stage, AWD", {"refine": "blend", "refine_steps": blended, "head": "adaptive", "every": 1}),
+        Variant(
+            "one stage, AWD", {"refine": "blend", "refine_steps": blended, "head": "adaptive", "every": 1, "lr": RATE}
+        ),
         Variant("two stages, no alignment", stages | {"refine": "dmd"}),
     ]
     variants += [

@@ -1,0 +1,58 @@
+"""The learning rate of every method of the table, chosen where nothing is compared."""
+
+from hidistill.experiments.bench import JUDGED, cell
+from hidistill.experiments.figure import Picture, rows
+from hidistill.experiments.studies import table
+from hidistill.experiments.study import Column, Grid, Results, Size, Study, Variant
+
+SKETCH, REFINE = (1.25e-4, 2.5e-4, 5e-4, 1e-3), (1e-4, 3e-4, 1e-3)
+"""Rates of the student in a trajectory objective, and in a distribution objective."""
+SEEDS = (100,)
+"""No seed that methods are compared with."""
+
+
+def grid(size: Size) -> Grid:
+    """Every student of the table at every rate; one of both stages at every rate of the second."""
+    students = [variant for variant in table.STUDY.grids[size].variants if "teacher_steps" not in variant.arguments]
+    variants = []
+    for student in students:
+        name, rates = ("lr", REFINE) if "refine" in student.arguments else ("sketch_lr", SKETCH)
+        variants += [
+            Variant(f"{student.name}, {rate:g}", {**student.arguments, name: rate, "part": "valid"}, ())
+            for rate in rates
+        ]
+    return Grid(variants, SEEDS)
+
+
+def figure(results: Results) -> Picture:
+    """Quality in one and two steps, a row per method and rate."""
+    headings = {"fd, 1": "FD classifier, 1 step", "fd, 2": "2 steps", "end, 1": "distance to teacher's end"}
+    columns = {heading: results.by_variant(key) for key, heading in headings.items()}
+    caption = (
+        "Students of every method at several learning rates, on digits of 8 x 8 pixels: Fréchet distance in the "
+        "features of a small classifier and distance from the teacher's end of the same noise (lower is better). "
+        f"{JUDGED} images a point against validation pictures, seeds {', '.join(map(str, results.grid.seeds))}."
+    )
+    return rows(columns, caption)
+
+
+STUDY = Study(
+    question="Which learning rate is each method's own, so that the table compares methods and not their settings?",
+    setting=(
+        "The students of `table`, at its lengths, judged on validation pictures and on noise that no other experiment "
+        "draws. Rates of the student's Adam; both stages take the first's rate from the sketch alone."
+    ),
+    grids={"small": grid("small"), "full": grid("full")},
+    cell=cell,
+    columns=(
+        Column("fd, 1", "FD classifier, 1 step"),
+        Column("fd, 2", "2 steps"),
+        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
+        Column("recall, 1", "recall, 1 step", "higher"),
+        Column("high frequency, 1", "high-frequency ratio", ""),
+        Column("agreement, 1", "class agreement", "higher"),
+        Column("end, 1", "distance to teacher's end"),
+    ),
+    reference="MeanFlow, 0.0005",
+    figure=figure,
+)
