@@ -491,6 +491,50 @@ def test_the_table_of_a_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
+def test_all_numbers_are_whole_on_a_terminal(width):
+    """Every number with its error on its row's own line, in tables that repeat the rows' names."""
+    spaces = ("fashion-classifier-64", "efficientnet-lite0-64px")
+    quantities = ("fd", "fd_limit", "kid", "kid_std", "recall", "precision", "coverage", "density", "nearest")
+    names = [f"{name}/{space}" for space in spaces for name in quantities]
+    names += ["agreement", "diversity", "high_frequency", "spectrum", "power_low", "power_high", "end_distance"]
+    rows = []
+    for r, name in enumerate(("teacher, scale 1.5, 50 steps", "a [bold] and a really very long name of a folder")):
+        numbers = {metric: 1000.0 + 100 * r + i for i, metric in enumerate(names)}
+        left_out = {metric: [number, number + 20 + 2 * i] for i, (metric, number) in enumerate(numbers.items())}
+        rows.append({"name": name, "n": 500, "nfe": 2, "metrics": numbers, "left_out": left_out})
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    for part in outcome.whole_tables({"n": 500, "seed": 0, "rows": rows}, width):
+        console.print(part)
+    text = file.getvalue()
+    lines = text.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert "…" not in text
+    assert all(text.count(f"Features of {space}") >= 1 for space in spaces)
+    for r in range(2):
+        for i, metric in enumerate(names):
+            factor, unit = (100, " %") if metric == "agreement" else (1, "")
+            number = f"{factor * (1000 + 100 * r + i):.{1 if unit else 2}f}{unit}"
+            error = f"{factor * (10 + i):.{1 if unit else 2}f}{unit}"
+            (line,) = [line for line in lines if f" {number} ± {error} " in f"{line} "]
+            assert line.startswith((" teacher, scale 1.5, 50 steps ", " a [bold] and a really very")[r]), line
+
+
+def test_evaluate_says_everything_and_what_to_mind(tmp_path, capsys):
+    """The table that a person reads after `evaluate`, and after `score`, where no seed made the pictures."""
+    row = Row("a", "samples", 10, metrics={"kid/x": 1.5, "agreement_real": 0.3}, left_out={"kid/x": [1.0, 1.2]})
+    note = "10 images a row for 64 features of x: the covariance is singular"
+    for seed, said in ((3, "10 images, seed 3, ± the jackknife"), (None, "10 images, ± the jackknife")):
+        Evaluation(10, seed, {}, [], {}, (row,), notes=(note,)).save(tmp_path / "evaluation.json")
+        outcome.show(tmp_path, full=True)
+        text = capsys.readouterr().out
+        assert said in text
+        assert "1.500 ± 0.100" in text
+        assert f"note: {note}" in text
+        assert "30.0 %" not in text, "what no row can change"
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
 def test_the_table_is_whole_on_a_terminal(width):
     spaces = ("fashion-classifier-64", "efficientnet-lite0-64px")
     numbers = {f"{name}/{space}": 1234.5 if name == "fd" else 0.456 for name in ("fd", "recall") for space in spaces}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hidistill.experiments.statistics import CONFIDENCE, student_quantile
-from hidistill.report.scores import columns, meaning, quantity, show, space
+from hidistill.report.scores import columns, meaning, of_real, show, space
 from hidistill.scores import Evaluation, Row, jackknife_error
 
 DEFAULT = "student, 1 step"
@@ -156,7 +156,7 @@ def compare(entries: Sequence[Entry]) -> Mapping[str, list[Verdict]]:
         shared = [
             metric
             for metric in columns([{"metrics": first.row.metrics}])
-            if not quantity(metric).partition("@")[0].endswith("_real")  # which no row can change
+            if not of_real(metric)
             and metric in other.row.metrics
             and metric in first.row.left_out
             and metric in other.row.left_out

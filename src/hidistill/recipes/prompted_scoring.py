@@ -87,7 +87,7 @@ def score_prompts(
     names = [metric.name for metric in metrics] + ([] if clips is None else [f"clip score/{clips.name}"])
     about = {"n": len(real), "classes": len(groups_of) - 1, "shape": None, "digest": asked.digest[:12]}
     words = {space.name: "the original FID network" for space in spaces if isinstance(space, Pooled)}
-    evaluation = Evaluation(len(items), 0, about, names, words, tuple(rows), "prompts", tuple(notes))
+    evaluation = Evaluation(len(items), None, about, names, words, tuple(rows), "prompts", tuple(notes))
     evaluation.save(out / "evaluation.json")
     tables.save(evaluation, out)
     return evaluation

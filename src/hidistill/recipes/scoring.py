@@ -91,7 +91,14 @@ def score(
         left = left_out(row_samples, [metric for metric in metrics if quick(metric, n)], groups, each.path.name)
         rows.append(Row(each.path.name, "samples", n, metrics=numbers, left_out=left))
     evaluation = Evaluation(
-        n, 0, named(reference, real), [metric.name for metric in metrics], words, tuple(rows), "as given", tuple(notes)
+        n,
+        None,
+        named(reference, real),
+        [metric.name for metric in metrics],
+        words,
+        tuple(rows),
+        "as given",
+        tuple(notes),
     )
     evaluation.save(out / "evaluation.json")
     tables.save(evaluation, out)

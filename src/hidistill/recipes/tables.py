@@ -1,76 +1,96 @@
-"""One table of an evaluation, as Markdown and as LaTeX, with standard errors where they are known."""
+"""An evaluation's tables, as Markdown and as LaTeX, with standard errors where they are known."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from hidistill.files import whole
-from hidistill.report.scores import ARROWS, columns, meaning, milliseconds, show, space
-from hidistill.scores import Evaluation, Row, markdown
+from hidistill.report.parts import Part, parts
+from hidistill.scores import Evaluation, markdown
 
-COSTS = ("scale", "steps", "network passes", "ms / image", "latency, ms")
 SPECIAL = {
-    "\\": r"\textbackslash ",
-    "$": r"\$",
-    "&": r"\&",
-    "%": r"\%",
-    "_": r"\_",
-    "#": r"\#",
+    "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
-    "^": r"\^{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{sign: f"\\{sign}" for sign in "$&%_#{}"},
+    "±": r"$\pm$",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "→": r"$\to$",
+    "é": r"\'e",
+    "\N{EN DASH}": "--",
+    "\N{NO-BREAK SPACE}": "~",
 }
-SIGNS = {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "→": r"$\to$", "é": r"\'e", "\N{EN DASH}": "--"}
+"""What is written for a character, one by one, so that nothing is written twice."""
 
 
-def lines(evaluation: Evaluation) -> list[list[str]]:
-    """A header and a line per row: what a row is, what an image costs, and every number with its standard error."""
-    metrics = columns([{"metrics": row.metrics} for row in evaluation.rows])
-    heads = [" ".join(filter(None, (meaning(m).label, space(m), ARROWS[meaning(m).good]))) for m in metrics]
-    return [["", "images", *COSTS, *heads], *(cells(row, metrics) for row in evaluation.rows)]
+def of(evaluation: Evaluation) -> list[Part]:
+    """Tables that fit across a page: what a row costs, then the numbers by feature space and kind."""
+    return parts([asdict(row) for row in evaluation.rows])
 
 
-def cells(row: Row, metrics: Sequence[str]) -> list[str]:
-    """One line."""
-    counts = [f"{number:g}" if number is not None else "-" for number in (row.scale, row.steps, row.nfe)]
-    times = [milliseconds(seconds) if seconds else "-" for seconds in (row.seconds_per_image, row.latency_seconds)]
-    numbers = []
-    for metric in metrics:
-        number, error = row.metrics.get(metric), row.error(metric)
-        text = "-" if number is None else show(metric, number)
-        numbers.append(text if error is None else f"{text} ± {show(metric, error)}")
-    return [row.name, f"{row.n}", *counts, *times, *numbers]
-
-
-def caption(evaluation: Evaluation) -> str:
-    """What the numbers depend on, in sentences."""
-    text = f"{evaluation.n} images a row, seed {evaluation.seed}, classes {evaluation.labels}."
+def settings(evaluation: Evaluation) -> str:
+    """What all numbers depend on, in sentences."""
+    seed = "" if evaluation.seed is None else f", seed {evaluation.seed}"
+    text = f"{evaluation.n} images a row{seed}, classes {evaluation.labels}."
     if any(row.left_out for row in evaluation.rows):
         text += " After ±: the jackknife's standard error over generated images, real ones fixed."
-    for name, words in evaluation.features.items():
-        text += f" {name}: {words}."
-    return " ".join([text, *(f"{note[0].upper()}{note[1:]}." for note in evaluation.notes)])
+    return text
+
+
+def remarks(evaluation: Evaluation) -> list[str]:
+    """What the feature spaces are, and what else a reader should know; names keep their case."""
+    return [
+        *(f"{name}: {words}." for name, words in evaluation.features.items()),
+        *(f"Note: {note}." for note in evaluation.notes),
+    ]
+
+
+def in_markdown(evaluation: Evaluation) -> str:
+    """The tables under each other, then what they depend on."""
+    tables = [f"### {part.title}\n\n{markdown(part.lines)}" for part in of(evaluation)]
+    tables = [text.replace("\N{NO-BREAK SPACE}", " ") for text in tables]
+    return "\n".join([*tables, "\n\n".join([settings(evaluation), *remarks(evaluation)])]) + "\n"
+
+
+def in_latex(evaluation: Evaluation) -> str:
+    """The tables of the package booktabs; the first one's caption says what all depend on."""
+    words, tables = settings(evaluation), []
+    for number, part in enumerate(of(evaluation)):
+        caption = [f"{part.title}.", words, *(() if number else remarks(evaluation))]
+        tables.append(latex(part.lines, " ".join(caption)))
+    return "\n".join(tables)
 
 
 def latex(table: Sequence[Sequence[str]], words: str) -> str:
-    """A table of the package booktabs, the caption below it."""
-    header, *rows = [" & ".join(map(escaped, line)) + r" \\" for line in table]
-    kinds = "l" + "r" * (len(table[0]) - 1)
-    body = "\n".join([r"\toprule", header, r"\midrule", *rows, r"\bottomrule"])
+    """A table of the package booktabs, the caption below it; headings have a word on each line."""
+    heads, *rows = table
+    header = " & ".join(stacked(head) for head in heads) + r" \\"
+    kinds = "l" + "r" * (len(heads) - 1)
+    lines = [" & ".join(map(escaped, row)) + r" \\" for row in rows]
+    body = "\n".join([r"\toprule", header, r"\midrule", *lines, r"\bottomrule"])
     return (
         f"\\begin{{table}}\n\\centering\n\\begin{{tabular}}{{{kinds}}}\n{body}\n\\end{{tabular}}\n"
         f"\\caption{{{escaped(words)}}}\n\\end{{table}}\n"
     )
 
 
+def stacked(head: str) -> str:
+    """A heading with a word on each line."""
+    words = [escaped(word) for word in head.split(" ")]
+    return words[0] if len(words) == 1 else r"\shortstack[r]{" + r"\\".join(words) + "}"
+
+
 def escaped(text: str) -> str:
     """Text for LaTeX."""
-    for sign, written in (SPECIAL | SIGNS).items():
-        text = text.replace(sign, written)
-    return text
+    return "".join(SPECIAL.get(sign, sign) for sign in " ".join(text.splitlines()))
 
 
 def save(evaluation: Evaluation, folder: Path) -> None:
     """Write `evaluation.md` and `evaluation.tex` beside the JSON."""
-    table, words = lines(evaluation), caption(evaluation)
-    for name, text in (("evaluation.md", f"{markdown(table)}\n{words}\n"), ("evaluation.tex", latex(table, words))):
+    for name, text in (("evaluation.md", in_markdown(evaluation)), ("evaluation.tex", in_latex(evaluation))):
         with whole(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")

@@ -8,7 +8,7 @@ def command(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from hidistill.cli.options import parse
-    from hidistill.cli.outcome import table, wide_console
+    from hidistill.cli.outcome import say_all
     from hidistill.cli.pace import drawing
     from hidistill.recipes.prompted_scoring import score_prompts
     from hidistill.recipes.scoring import score
@@ -18,10 +18,8 @@ def command(argv: Sequence[str]) -> int:
     arguments = parse(judge, argv, prog="hidistill score", positional="samples")
     with drawing() as tell:
         arguments["on_progress"] = tell
-        found = judge(**arguments)
+        judge(**arguments)
     out = arguments["out"]
-    wide_console().print(table(document(out / "evaluation.json") or {}, costs=False))
-    for note in found.notes:
-        Console().print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    say_all(document(out / "evaluation.json") or {})
     Console().print(f"table: {out / 'evaluation.md'}", markup=False, highlight=False, soft_wrap=True)
     return 0
