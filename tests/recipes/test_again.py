@@ -8,12 +8,14 @@ from test_two_stages import pictures, tiny_teacher
 
 from hidistill import weights
 from hidistill.metrics.classifier import Classifier, save_classifier
-from hidistill.recipes.again import judge, keep, located
+from hidistill.recipes.again import judge, located
 from hidistill.recipes.judging import read_teacher
+from hidistill.recipes.tables import keep
 from hidistill.train.folder import FINISHED, locked
 
 __all__ = ["pictures"]
 
+ENDINGS = ("json", "html", "md", "tex")
 QUICK = {"scales": (), "teacher_steps": (), "student_steps": (1,)}
 
 
@@ -38,10 +40,10 @@ def test_an_earlier_evaluation_and_its_page_are_kept(run):
     assert json.loads(first["evaluation.json"])["n"] == 12, "as in the run itself: 500, of which there are 12"
     assert not (run / "evaluations").exists()
     judge(run, **QUICK, samples=10, seed=3)
-    assert {path.name for path in (run / "evaluations").iterdir()} == {"0001.json", "0001.html"}
+    assert {path.name for path in (run / "evaluations").iterdir()} == {f"0001.{x}" for x in ENDINGS}
     keep(run)
     kept = {path.name for path in (run / "evaluations").iterdir()}
-    assert kept == {"0001.json", "0001.html", "0002.json", "0002.html"}
+    assert kept == {f"000{i}.{x}" for i in (1, 2) for x in ENDINGS}
     assert (run / "evaluations" / "0001.json").read_bytes() == first["evaluation.json"]
     assert (run / "evaluations" / "0001.html").read_bytes() == first["report.html"]
     assert json.loads((run / "evaluations" / "0002.json").read_text())["n"] == 10

@@ -100,6 +100,7 @@ def test_the_command_line_without_weights_never_says_fid(tmp_path, capsys):
         == 0
     )
     said = capsys.readouterr().out
+    assert "seed" not in said
     assert "fid" not in said.lower().replace("not fid", "")
     content = json.loads((tmp_path / "o" / "evaluation.json").read_text())
     assert [row["name"] for row in content["rows"]] == ["a", "b"]
@@ -108,6 +109,40 @@ def test_the_command_line_without_weights_never_says_fid(tmp_path, capsys):
     run = str(tmp_path / "o")
     assert main(["compare", run, "--rows", "a", "b"]) == 0
     assert "differences are resolved" in capsys.readouterr().out
+
+
+def test_a_table_of_other_pictures_is_kept(tmp_path, known):
+    reference, out = batch(tmp_path / "real.npz", noise(seed=1)), tmp_path / "out"
+    sets = [batch(tmp_path / f"{name}.npz", noise(seed=seed)) for name, seed in (("a", 2), ("b", 3))]
+    tables = []
+    for samples in (sets[0], sets[1], sets[1]):
+        score((samples,), reference=reference, inception=known, out=out)
+        tables.append({path.suffix: path.read_bytes() for path in out.glob("evaluation.*")})
+    kept = {path.name: path.read_bytes() for path in (out / "evaluations").iterdir()}
+    assert kept == {f"0001{suffix}": content for suffix, content in tables[0].items()}, "the same one is not kept twice"
+    assert tables[1] == tables[2] != tables[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "neither of --reference and --prompts came"),
+        (["--reference", "x", "--prompts", "y"], "both of --reference and --prompts came"),
+        (["--reference", "x", "--clip", "y"], "--clip y: a CLIP score compares pictures with their prompts"),
+        (["--prompts", "x", "--count", "5"], "--count 5: with --prompts the pictures of all prompts are judged"),
+        (["b", "--prompts", "x"], "2 sets of samples came; with --prompts one folder"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_belong_together(words, message, capsys):
+    assert main(["score", "a", *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_names_both_ways(capsys):
+    assert main(["score", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(option in said for option in ("--reference", "--prompts", "--clip", "--count"))
 
 
 def test_sets_that_do_not_belong_together(tmp_path, weights):

@@ -1,8 +1,6 @@
 """Evaluates a finished run again: with other counts, steps and scales, or from where teacher and pictures lie now."""
 
 import json
-import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,11 +13,10 @@ from hidistill.recipes import digits, fashion, images, pipelines
 from hidistill.recipes.contestants import best_scale, further
 from hidistill.recipes.judging import PARTIAL, Jury, Manner, conclude, refuse_count
 from hidistill.recipes.opinions import warnings_of, with_opinions
+from hidistill.recipes.tables import keep
 from hidistill.train.driver import refuse_device
 from hidistill.train.folder import FINISHED, locked
 from hidistill.types import Teacher
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], object]
 
@@ -169,19 +166,3 @@ def located(recipe: str, arguments: Mapping[str, Any], moved: Mapping[str, Path]
                 f"the run was made with {argument} {place}, where nothing lies now; say with --{option} where it is"
             )
     return found
-
-
-def keep(run: Path) -> None:
-    """Copy a run's evaluation and its page to the next number in `evaluations/`, unless its newest copy is the same."""
-    current, folder = run / "evaluation.json", run / "evaluations"
-    if not current.exists():
-        return
-    kept = sorted(folder.glob("[0-9]*.json"))
-    if kept and kept[-1].read_bytes() == current.read_bytes():
-        return
-    copy = folder / f"{int(kept[-1].stem) + 1 if kept else 1:04d}.json"
-    folder.mkdir(exist_ok=True)
-    if (run / "report.html").exists():
-        shutil.copyfile(run / "report.html", copy.with_suffix(".html"))
-    shutil.copyfile(current, copy)
-    logger.info("the evaluation so far is kept as %s", copy)

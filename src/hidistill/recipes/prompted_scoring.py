@@ -88,8 +88,7 @@ def score_prompts(
     about = {"n": len(real), "classes": len(groups_of) - 1, "shape": None, "digest": asked.digest[:12]}
     words = {space.name: "the original FID network" for space in spaces if isinstance(space, Pooled)}
     evaluation = Evaluation(len(items), None, about, names, words, tuple(rows), "prompts", tuple(notes))
-    evaluation.save(out / "evaluation.json")
-    tables.save(evaluation, out)
+    tables.replace_by(evaluation, out)
     return evaluation
 
 

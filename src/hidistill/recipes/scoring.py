@@ -100,8 +100,7 @@ def score(
         "as given",
         tuple(notes),
     )
-    evaluation.save(out / "evaluation.json")
-    tables.save(evaluation, out)
+    tables.replace_by(evaluation, out)
     return evaluation
 
 

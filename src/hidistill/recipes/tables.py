@@ -1,5 +1,7 @@
 """An evaluation's tables, as Markdown and as LaTeX, with standard errors where they are known."""
 
+import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +10,10 @@ from hidistill.files import whole
 from hidistill.report.parts import Part, parts
 from hidistill.scores import Evaluation, markdown
 
+logger = logging.getLogger(__name__)
+
+PAGES = {"report.html": ".html", "evaluation.md": ".md", "evaluation.tex": ".tex"}
+"""What is kept of an evaluation beside its JSON, and its ending there."""
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -87,6 +93,40 @@ def stacked(head: str) -> str:
 def escaped(text: str) -> str:
     """Text for LaTeX."""
     return "".join(SPECIAL.get(sign, sign) for sign in " ".join(text.splitlines()))
+
+
+def keep(folder: Path) -> None:
+    """Copy an evaluation and its page to the next number in `evaluations/`, unless its newest copy is the same."""
+    current, kept_in = folder / "evaluation.json", folder / "evaluations"
+    if not current.exists():
+        return
+    kept = sorted(kept_in.glob("[0-9]*.json"))
+    if kept and kept[-1].read_bytes() == current.read_bytes():
+        return
+    copy = kept_in / f"{int(kept[-1].stem) + 1 if kept else 1:04d}.json"
+    kept_in.mkdir(exist_ok=True)
+    for name, ending in PAGES.items():
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, copy.with_suffix(ending))
+    shutil.copyfile(current, copy)
+    logger.info("the evaluation so far is kept as %s", copy)
+
+
+def replace_by(evaluation: Evaluation, folder: Path) -> None:
+    """Write an evaluation as JSON and as tables, and keep another one that lies there."""
+    path = folder / "evaluation.json"
+    if path.exists() and not same(evaluation, path):
+        keep(folder)
+    evaluation.save(path)
+    save(evaluation, folder)
+
+
+def same(evaluation: Evaluation, path: Path) -> bool:
+    """Whether a file holds this evaluation."""
+    try:
+        return Evaluation.load(path) == evaluation
+    except ValueError:
+        return False
 
 
 def save(evaluation: Evaluation, folder: Path) -> None:
