@@ -16,6 +16,7 @@ from hidistill import weights
 from hidistill.cli import COMMANDS, lookup, machine, main, outcome, progress
 from hidistill.cli.commands.train import names
 from hidistill.cli.progress import duration
+from hidistill.experiments.study import Grid, Variant
 from hidistill.recipes.fashion import distill
 from hidistill.scores import Evaluation, Row
 from hidistill.teachers.dit import DiT, Size
@@ -339,6 +340,25 @@ def test_sample_refuses(said, student, words, message):
     status, text = said("sample", student, *words)
     assert status == 2
     assert message in text
+
+
+def test_a_negative_seed_is_refused_everywhere(said, recipe, student, tmp_path):
+    out = tmp_path / "out"
+    for words in (
+        ("demo", "--out", out),
+        ("train", recipe, "--out", out),
+        ("sample", student, "--out", f"{out}.png"),
+        ("draw", student, "--out", out, "--count", 2),
+        ("evaluate", tmp_path),
+        ("inspect", "--teacher", student),
+        ("doctor", recipe),
+    ):
+        status, text = said(*map(str, words), "--seed", "-1")
+        assert status == 2, words
+        assert "seed -1 is negative; seeds are whole numbers from 0 on" in text, words
+    assert not out.exists()
+    with pytest.raises(ValueError, match="seed -1 is negative"):
+        Grid((Variant("a", {}),), (0, -1))
 
 
 def test_sample_by_the_name_of_a_class(said, tmp_path):

@@ -14,6 +14,7 @@ from hidistill.recipes.contestants import best_scale, further
 from hidistill.recipes.judging import PARTIAL, Jury, Manner, conclude, refuse_count
 from hidistill.recipes.opinions import warnings_of, with_opinions
 from hidistill.recipes.tables import keep
+from hidistill.seeds import refuse_seed
 from hidistill.train.driver import refuse_device
 from hidistill.train.folder import FINISHED, locked
 from hidistill.types import Teacher
@@ -89,6 +90,7 @@ def judge(
         on_progress: is told contestant, images drawn and images in all.
     """
     refuse_device(device)
+    refuse_seed(seed)
     refuse_settings((*teacher_steps, *student_steps), scales, student_steps)
     recipe, arguments = recipe_of(run)
     if not (run / FINISHED).exists():

@@ -49,7 +49,7 @@ def draw(
     from hidistill.files import facts
     from hidistill.recipes.asking import prompts_at
 
-    drawing.refuse(Path("x.png"), count=count, steps=steps, scale=scale, device=device)
+    drawing.refuse(Path("x.png"), count=count, steps=steps, scale=scale, seed=seed, device=device)
     if each < 1 or chunk < 1:
         raise ValueError(f"--each {each} and --chunk {chunk} must be at least 1")
     weights = drawing.weights_file(source)
