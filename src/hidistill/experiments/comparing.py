@@ -126,11 +126,11 @@ def read(runs: Sequence[Path], rows: Sequence[str]) -> list[Entry]:
         found[run] = Evaluation.load(path)
     first = next(iter(found.values()))
     for run, evaluation in found.items():
-        for what in ("n", "seed", "real", "labels"):
-            if getattr(evaluation, what) != getattr(first, what):
+        for what, (one, other) in alike(evaluation, first).items():
+            if one != other:
                 raise ValueError(
-                    f"{run} was evaluated with {what} = {getattr(evaluation, what)}, {runs[0]} with "
-                    f"{getattr(first, what)}; only the same noise and the same real images compare: evaluate again"
+                    f"{run} was evaluated with {what} = {one}, {runs[0]} with {other}; only the same noise and the "
+                    "same real images compare: evaluate again"
                 )
     entries = []
     for run, evaluation in found.items():
@@ -142,6 +142,15 @@ def read(runs: Sequence[Path], rows: Sequence[str]) -> list[Entry]:
     if len(entries) < 2:
         raise ValueError("there is one row to compare; give a second run, or two rows: --rows 'student, 1 step' ...")
     return entries
+
+
+def alike(one: Evaluation, other: Evaluation) -> dict[str, tuple[object, object]]:
+    """What must be the same in two evaluations; where the real images lay is not of it."""
+    found: dict[str, tuple[object, object]] = {
+        what: (getattr(one, what), getattr(other, what)) for what in ("n", "seed", "labels")
+    }
+    first, second = ({key: given for key, given in each.real.items() if key != "path"} for each in (one, other))
+    return found | {"real": (first, second)}
 
 
 def compare(entries: Sequence[Entry]) -> Mapping[str, list[Verdict]]:

@@ -1,6 +1,8 @@
 """Judges pictures that are there already, whoever drew them: folders and `.npz` batches against a reference."""
 
+import hashlib
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 PIXELS = 400_000_000
 """Pixel values up to which pictures are held in memory, for the judges that look at pixels."""
+CONTENT = "content"
+"""Under which a gallery remembers the sum of its pixels, in the order of their names."""
 QUICK = 5000
 """Pictures up to which neighbors are looked for again without each group."""
 Progress = Callable[[str, int, int], object]
@@ -72,14 +76,18 @@ def score(
     spaces, metrics = [Cached(space, out / "features") for space in judges.spaces], [*judges.metrics]
     words = {space.name: text for space, text in judges.spaces.items()}
     tell = on_progress or (lambda *_: None)
+    refuse_classes(sets, real)
+    pixels = too_many([(real, real.count), *((each, n) for each in sets)]) if real else None
+    if pixels:
+        logger.info("%s", pixels)
+    elif real:
+        metrics += [HighFrequencyRatio(), *([RadialSpectrum()] if min(real.shape[1:]) >= LEAST else [])]
     shown = gallery(real, None, spaces, tell) if real else Gallery(torch.zeros(0, 1, 1, 1), torch.zeros(0).long())
     for kind, space in zip(("pooled", "spatial"), spaces, strict=False):
         if kind in known and inception is not None:
             shown.memory["moments", space.space] = Moments(*known[kind])
-    if real and shown.images.numel():
-        metrics += [HighFrequencyRatio(), *([RadialSpectrum()] if min(real.shape[1:]) >= LEAST else [])]
-    refuse_classes(sets, real)
-    notes = [note for space in spaces if (note := too_few(n, dimension(space), space.name))]
+    notes = [] if pixels is None else [pixels]
+    notes += [note for space in spaces if (note := too_few(n, dimension(space), space.name))]
     notes += [f"{each.path.name}: {labels_in_words(each, n)}" for each in sets]
     if real and any(each.shape[0] != real.shape[0] for each in sets):
         notes.append("gray pictures meet pictures in color; features of color count that as a difference")
@@ -93,7 +101,7 @@ def score(
     evaluation = Evaluation(
         n,
         None,
-        named(reference, real),
+        named(reference, real, shown),
         [metric.name for metric in metrics],
         words,
         tuple(rows),
@@ -200,23 +208,37 @@ def dimension(space: Cached) -> int:
     return space.space(torch.zeros(1, 3, 32, 32)).shape[1]
 
 
+def too_many(sets: Sequence[tuple[Judged, int]]) -> str | None:
+    """Why no pixels are judged: so many pictures of a set have more of them than are held; None if all are held."""
+    for each, count in sets:
+        values = count * math.prod(each.shape)
+        if values > PIXELS:
+            return (
+                f"no frequencies of pixels: {count:,} pictures of {each.path.name} have {values:,} values, of which "
+                f"{PIXELS:,} are held"
+            )
+    return None
+
+
 def gallery(pictures: Judged, count: int | None, spaces: Sequence[Cached], tell: Progress) -> Gallery:
     """The pictures with their features in every space, block by block; without the pixels where they are too many."""
     n = pictures.count if count is None else count
-    channels, height, width = pictures.shape
-    whole, parts, features = n * channels * height * width <= PIXELS, [], {space: [] for space in spaces}
+    whole, parts, features = n * math.prod(pictures.shape) <= PIXELS, [], {space: [] for space in spaces}
+    content = hashlib.sha256(repr(pictures.shape).encode())
     for number, block in enumerate(islice(pictures.blocks(), -(-n // BLOCK))):
+        content.update(block.contiguous().numpy().tobytes())
         images = block[: n - number * BLOCK].float() / 255
         for space in spaces:
             features[space].append(space(images))
         if whole:
             parts.append(images)
         tell(pictures.path.name, number * BLOCK + len(images), n)
-    images = torch.cat(parts) if parts else torch.zeros(n, channels, 0, 0)
+    images = torch.cat(parts) if parts else torch.zeros(n, pictures.shape[0], 0, 0)
     labels = torch.zeros(n, dtype=torch.long) if pictures.labels is None else pictures.labels[:n]
     found = Gallery(images, labels)
     for space, values in features.items():
         found.memory["features", space.space] = torch.cat(values)
+    found.memory[CONTENT] = content.hexdigest()
     return found
 
 
@@ -258,8 +280,8 @@ def labels_in_words(pictures: Judged, n: int) -> str:
     )
 
 
-def named(path: Path, real: Judged | None) -> dict[str, object]:
-    """What tells one reference from another."""
-    digest = facts(path)["sha256"][:12] if path.is_file() else "a folder"
+def named(path: Path, real: Judged | None, shown: Gallery) -> dict[str, object]:
+    """What tells one reference from another: a file's own sum, for it may hold statistics, and a folder's pixels."""
+    digest = str(facts(path)["sha256"] if path.is_file() else shown.memory[CONTENT])[:12]
     count, shape = (real.count, list(real.shape)) if real else (None, None)
     return {"n": count, "classes": 0, "shape": shape, "digest": digest, "path": path.name}
