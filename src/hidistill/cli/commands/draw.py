@@ -28,7 +28,7 @@ def draw(
     Args:
         source: a run's folder or a weights file.
         out: the folder; what lies there of the same order is not drawn again.
-        count: pictures of a network that knows classes.
+        count: pictures of a network that knows classes; a larger count later draws the missing ones.
         prompts: a file of prompts, GenEval's list, or a folder in MJHQ-30K's layout, for a network that knows prompts.
         each: pictures per prompt; GenEval has 4.
         labels: classes in turn, or drawn uniformly.
