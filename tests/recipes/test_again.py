@@ -110,6 +110,15 @@ def test_options_that_a_recipe_has_no_place_for(tmp_path):
     assert located("fashion.distill", {"teacher_weights": None}, {}) == {"teacher_weights": None}
 
 
+def test_a_run_that_trained_a_teacher_says_what_to_do(tmp_path):
+    tiny_teacher(tmp_path / "models" / "teacher.safetensors", size=8, channels=3, classes=2, patch=2)
+    (tmp_path / "recipe.json").write_text('{"recipe": "images.teacher", "arguments": {}}')
+    with pytest.raises(
+        ValueError, match=r"trained a teacher and no student; evaluate a run that distills .*hidistill draw"
+    ):
+        judge(tmp_path)
+
+
 def test_a_folder_of_something_else(tmp_path):
     with pytest.raises(ValueError, match=r"no recipe\.json"):
         judge(tmp_path)

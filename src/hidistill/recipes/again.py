@@ -142,6 +142,12 @@ def recipe_of(run: Path) -> tuple[str, dict[str, Any]]:
     if not path.exists():
         raise ValueError(f"{run} is no run folder: it has no recipe.json; give the folder that `hidistill train` wrote")
     there = json.loads(path.read_text())
+    if there["recipe"] not in BENCHES and (teacher := run / "models" / "teacher.safetensors").exists():
+        raise ValueError(
+            f"{run} trained a teacher and no student; evaluate a run that distills {teacher}, whose table has both, or "
+            f"judge the teacher's own pictures: hidistill draw {run} --out DIR --scale 1.5, hidistill score DIR "
+            "--reference REAL"
+        )
     if there["recipe"] not in BENCHES:
         raise ValueError(f"{run} is a run of {there['recipe']}; runs of {', '.join(BENCHES)} can be evaluated")
     return there["recipe"], there["arguments"]
