@@ -49,6 +49,7 @@ def test_against_the_plain_path_and_again_from_what_is_kept(tmp_path, known):
         expected = distance_of_few(*(space(images.float() / 255) for images in (real, drawn)))
         assert numbers[name] == pytest.approx(expected, rel=1e-4)
     assert {"is/inception-2015", "kid/inception-2015", "precision/inception-2015", "spectrum"} <= set(numbers)
+    assert "frechet limit, 6 points/inception-2015" in found.judges
     assert any("4 classes, equally many of each" in note for note in found.notes)
     assert any("singular" in note for note in found.notes)
     kept = sorted((tmp_path / "out" / "features").rglob("*.npy"))

@@ -26,13 +26,14 @@ class Protocol:
 
 
 def inception_protocol(path: Path, *, device: str = "cpu") -> Protocol:
-    """FID, sFID, Inception Score, kernel distance, precision and recall; called FID for the original network alone."""
+    """FID, its limit, sFID, Inception Score, kernel distance, precision, recall; FID is the original's alone."""
     spaces = Spaces.of(path, device=device)
     pooled, spatial = Pooled(spaces), Spatial(spaces)
     fid, sfid = ("fid", "sfid") if spaces.original else ("fd", "fd")
     metrics: list[Metric] = [
         FrechetDistance(pooled, fid),
         FrechetDistance(spatial, sfid),
+        FrechetLimit(pooled, called=fid),
         InceptionScore(pooled),
         KernelDistance(pooled),
         Neighbors(pooled, NEAREST, REFERENCES),

@@ -191,7 +191,7 @@ def judges_of(
     def possible(metric: Metric) -> bool:
         if isinstance(metric, FrechetDistance) and isinstance(metric.space, Spatial):
             return "spatial" in known if known else real
-        return real or isinstance(metric, FrechetDistance | InceptionScore)
+        return real or isinstance(metric, FrechetDistance | FrechetLimit | InceptionScore)
 
     metrics = [metric for protocol in found for metric in protocol.metrics if possible(metric)]
     return Protocol(metrics, {space: words for protocol in found for space, words in protocol.spaces.items()})
