@@ -8,8 +8,8 @@ from test_two_stages import pictures, tiny_teacher
 
 from hidistill import weights
 from hidistill.metrics.classifier import Classifier, save_classifier
-from hidistill.recipes.again import judge, located
-from hidistill.recipes.judging import read_teacher
+from hidistill.recipes.again import BENCHES, judge, located
+from hidistill.recipes.judging import conclude, read_teacher
 from hidistill.recipes.tables import keep
 from hidistill.train.folder import FINISHED, locked
 
@@ -47,6 +47,15 @@ def test_an_earlier_evaluation_and_its_page_are_kept(run):
     assert (run / "evaluations" / "0001.json").read_bytes() == first["evaluation.json"]
     assert (run / "evaluations" / "0001.html").read_bytes() == first["report.html"]
     assert json.loads((run / "evaluations" / "0002.json").read_text())["n"] == 10
+
+
+def test_a_runs_own_evaluation_warns_of_few_images(run):
+    arguments = json.loads((run / "recipe.json").read_text())["arguments"]
+    judges, teacher, settings = BENCHES["images.distill"].build(run, arguments)
+    conclude(run, judges, teacher, samples=12, seed=0, **settings | QUICK)
+    notes = json.loads((run / "evaluation.json").read_text())["notes"]
+    assert any("12 images a row for 64 features" in note and "singular" in note for note in notes)
+    assert "Note: 12 images a row for 64 features" in (run / "report.html").read_text()
 
 
 def test_an_evaluation_that_is_interrupted_keeps_the_earlier_one_once(tmp_path):

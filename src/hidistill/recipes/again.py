@@ -12,7 +12,7 @@ from hidistill.codecs import modules_of
 from hidistill.recipes import digits, fashion, images, pipelines
 from hidistill.recipes.contestants import best_scale, further
 from hidistill.recipes.judging import PARTIAL, Jury, Manner, conclude, refuse_count
-from hidistill.recipes.opinions import warnings_of, with_opinions
+from hidistill.recipes.opinions import with_opinions
 from hidistill.recipes.tables import keep
 from hidistill.seeds import refuse_seed
 from hidistill.train.driver import refuse_device
@@ -107,11 +107,11 @@ def judge(
         assert isinstance(module, nn.Module)
         module.to(device)
     precision, own = settings["precision"], settings["scale"]
-    notes = warnings_of(judges, count)
+    notes = []
     rows = further(also, judges, scale=own, steps=student_steps, precision=precision, device=device)
     if best_guidance:
         chosen, words = best_scale(judges, net, (own, *scales), n=count, seed=seed, precision=precision)
-        notes, scales = [*notes, words], (chosen,)
+        notes, scales = [words], (chosen,)
     manner = Manner(groups, latency=True, uniform=labels == "uniform", also=rows, notes=notes, on_progress=on_progress)
     with locked(run):
         keep(run)

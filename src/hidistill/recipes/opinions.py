@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hidistill.metrics.dinov2 import DINOv2
-from hidistill.metrics.frechet import FrechetDistance, FrechetLimit, too_few
+from hidistill.metrics.frechet import FrechetDistance, FrechetLimit
 from hidistill.metrics.inception import InceptionScore, Pooled, Spaces, Spatial
 from hidistill.metrics.kernel import KernelDistance
 from hidistill.metrics.neighbors import Copying, Neighbors
@@ -80,11 +80,3 @@ def with_opinions(judges: Jury, *, full: bool, inception: Path | None, dinov2: P
             extra += found.metrics
             words |= {space.name: text for space, text in found.spaces.items()}
     return replace(judges, extra=extra, words=words)
-
-
-def warnings_of(judges: Jury, n: int) -> list[str]:
-    """What to warn of where n images are few for the dimension of a space in which distances are taken."""
-    spaces = [metric.space for metric in judges.metrics() if isinstance(metric, FrechetDistance)]
-    sample = judges.test.images[:1].float() / 255
-    found = [too_few(n, space(sample).shape[1], space.name) for space in spaces]
-    return [warning for warning in found if warning]

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hidistill.files import whole
+from hidistill.metrics.frechet import FrechetDistance, too_few
 from hidistill.report.parts import Part, parts
 from hidistill.scores import Evaluation, markdown
+from hidistill.types import Images, Metric
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,19 @@ SPECIAL = {
     "\N{NO-BREAK SPACE}": "~",
 }
 """What is written for a character, one by one, so that nothing is written twice."""
+
+
+def warnings_of(metrics: Sequence[Metric], image: Images, n: int) -> list[str]:
+    """What to warn of where n images are few for the dimension of a space in which distances are taken.
+
+    Args:
+        metrics: the judges.
+        image: any one, from which the dimension is seen.
+        n: images of a row.
+    """
+    spaces = [metric.space for metric in metrics if isinstance(metric, FrechetDistance)]
+    found = [too_few(n, space(image).shape[1], space.name) for space in spaces]
+    return [warning for warning in found if warning]
 
 
 def of(evaluation: Evaluation) -> list[Part]:

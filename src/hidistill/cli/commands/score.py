@@ -31,8 +31,8 @@ def score(
         samples: folders of pictures, or .npz batches with arr_0 (and labels arr_1) as the ADM evaluator takes them;
             with --prompts the one folder that `hidistill draw --prompts` filled.
         reference: real pictures as a folder or a batch, or an .npz file of their mu and sigma.
-        prompts: in place of a reference, the file or folder of prompts that the pictures were drawn from; a row for
-            each category. Distances are taken where the list has real pictures, as MJHQ-30K does.
+        prompts: in place of a reference, the file or folder of prompts that the pictures were drawn from, one or more
+            each; a row for each category. Distances are taken where the list has real pictures, as MJHQ-30K does.
         out: where the table goes.
         inception: weights of the original FID network: FID, sFID, Inception Score, kernel distance, precision, recall;
             with --prompts FID alone.
