@@ -86,8 +86,9 @@ def test_statistics_that_do_not_fit(tmp_path, known):
     np.savez(tmp_path / "half.npz", mu_s=np.zeros(64), sigma_s=np.eye(64))
     with pytest.raises(ValueError, match="has mu_s and sigma_s alone"):
         score((samples,), reference=tmp_path / "half.npz", inception=known, out=tmp_path / "c")
-    with pytest.raises(ValueError, match="statistics of 64 and 2048 features"):
+    with pytest.raises(ValueError, match=r"other.npz has statistics of 64 features, inception-2015 has 2048"):
         score((samples,), reference=tmp_path / "other.npz", inception=known, out=tmp_path / "c")
+    assert not (tmp_path / "c").exists(), "before any picture is looked at"
 
 
 def test_the_command_line_without_weights_never_says_fid(tmp_path, capsys):
@@ -197,6 +198,7 @@ def test_sets_that_do_not_belong_together(tmp_path, weights):
     one_by_one = batch(tmp_path / "sorted.npz", noise(), torch.arange(N) // (N // 3))
     with pytest.raises(ValueError, match=r"1 of 3 classes have no picture, \[2\] first"):
         score((one_by_one,), count=2 * N // 3, **out)
+    assert not (tmp_path / "out").exists(), "before any picture is looked at"
     with pytest.raises(ValueError, match="is not the network behind FID"):
         score((few,), inception=weights, **out)
 

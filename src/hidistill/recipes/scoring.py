@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -82,15 +82,14 @@ def score(
         logger.info("%s", pixels)
     elif real:
         metrics += [HighFrequencyRatio(), *([RadialSpectrum()] if min(real.shape[1:]) >= LEAST else [])]
-    shown = gallery(real, None, spaces, tell) if real else Gallery(torch.zeros(0, 1, 1, 1), torch.zeros(0).long())
-    for kind, space in zip(("pooled", "spatial"), spaces, strict=False):
-        if kind in known and inception is not None:
-            shown.memory["moments", space.space] = Moments(*known[kind])
+    found = {} if inception is None else moments_of(known, spaces, reference)
     notes = [] if pixels is None else [pixels]
     notes += [note for space in spaces if (note := too_few(n, dimension(space), space.name))]
     notes += [f"{each.path.name}: {labels_in_words(each, n)}" for each in sets]
     if real and any(each.shape[0] != real.shape[0] for each in sets):
         notes.append("gray pictures meet pictures in color; features of color count that as a difference")
+    shown = gallery(real, None, spaces, tell) if real else Gallery(torch.zeros(0, 1, 1, 1), torch.zeros(0).long())
+    shown.memory.update(found)
     rows = []
     for each in sets:
         drawn = gallery(each, n, spaces, tell)
@@ -98,16 +97,9 @@ def score(
         numbers = judged(row_samples, metrics, each.path.name)
         left = left_out(row_samples, [metric for metric in metrics if quick(metric, n)], groups, each.path.name)
         rows.append(Row(each.path.name, "samples", n, metrics=numbers, left_out=left))
-    evaluation = Evaluation(
-        n,
-        None,
-        named(reference, real, shown),
-        [metric.name for metric in metrics],
-        words,
-        tuple(rows),
-        "as given",
-        tuple(notes),
-    )
+    names = [metric.name for metric in metrics]
+    about = named(reference, real, shown)
+    evaluation = Evaluation(n, None, about, names, words, tuple(rows), "as given", tuple(notes))
     tables.replace_by(evaluation, out)
     return evaluation
 
@@ -195,6 +187,27 @@ def judges_of(
 
     metrics = [metric for protocol in found for metric in protocol.metrics if possible(metric)]
     return Protocol(metrics, {space: words for protocol in found for space, words in protocol.spaces.items()})
+
+
+def moments_of(
+    known: Mapping[str, tuple[Tensor, Tensor]], spaces: Sequence[Cached], path: Path
+) -> dict[Hashable, Moments]:
+    """The reference's statistics by the space that they are of, as a gallery remembers them.
+
+    Raises:
+        ValueError: if they are of another space than the network's, which would else come out after hours.
+    """
+    found: dict[Hashable, Moments] = {}
+    for kind, space in zip(("pooled", "spatial"), spaces, strict=False):
+        if kind in known:
+            there, wanted = len(known[kind][0]), dimension(space)
+            if there != wanted:
+                raise ValueError(
+                    f"{path} has statistics of {there} features, {space.name} has {wanted}; both must come from one "
+                    "network: take the reference that was made with the same"
+                )
+            found["moments", space.space] = Moments(*known[kind])
+    return found
 
 
 def quick(metric: Metric, n: int) -> bool:
