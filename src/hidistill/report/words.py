@@ -31,8 +31,8 @@ from hidistill.report.scores import (
 COSTS = ("guidance", "evaluations", "ms / image")
 LATENCY = "ms alone"
 """Columns before the metrics; the last, the time of a single image, only where it was measured."""
-COLUMNS = 9
-"""Numbers beside each other: more would not fit into the page of 1200 pixels."""
+COLUMNS, WITH_ERRORS = 9, 6
+"""Numbers beside each other, alone and with standard errors: more would not fit into 1200 pixels, nor across paper."""
 
 
 def headline(evaluation: Mapping[str, Any]) -> str:
@@ -96,8 +96,9 @@ def table(evaluation: Mapping[str, Any]) -> str:
     rows = sorted(generated(evaluation), key=lambda row: place(role(row)))
     floor = floor_row(evaluation)
     metrics = [metric for metric in columns([*rows, *([floor] if floor else [])]) if metric != "agreement_real"]
-    beside = COLUMNS - len(costs_of(rows))
-    parts = [metrics[:beside]] + [metrics[i : i + COLUMNS] for i in range(beside, len(metrics), COLUMNS)]
+    most = WITH_ERRORS if any(row.get("left_out") for row in rows) else COLUMNS
+    beside = most - len(costs_of(rows))
+    parts = [metrics[:beside]] + [metrics[i : i + most] for i in range(beside, len(metrics), most)]
     whole = "".join(
         f'<div class="scroll">{part_of_table(rows, floor, part, costs=part is parts[0])}</div>' for part in parts
     )
@@ -122,7 +123,8 @@ def part_of_table(rows: Sequence[Row], floor: Row | None, metrics: Sequence[str]
         before = role(row)
     if floor:
         cells = [ABSENT] * len(heads)
-        lines.append(line(floor, [*cells, *(show(metric, value(floor, metric)) for metric in metrics)], first=True))
+        cells += [show(m, value(floor, m)) + deviation(floor, m).replace(" ", "&nbsp;") for m in metrics]
+        lines.append(line(floor, cells, first=True))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
