@@ -36,7 +36,11 @@ def test_overall_and_per_category(folders, tmp_path, capsys):
     assert main(["score", str(drawn), "--prompts", str(real), "--out", str(out), "--groups", "4"]) == 0
     said = capsys.readouterr().out
     assert "this is not MJHQ-30K" in said
-    rows = {row["name"]: row for row in json.loads((out / "evaluation.json").read_text())["rows"]}
+    found = json.loads((out / "evaluation.json").read_text())
+    assert "not FID" in found["features"]["efficientnet-lite0-64px"]
+    for row in ("all: 24", "a: 12"):
+        assert any(note.startswith(f"{row} images a row for 1,280 features") for note in found["notes"])
+    rows = {row["name"]: row for row in found["rows"]}
     assert {name: row["n"] for name, row in rows.items()} == {"all": 24, "a": 12, "b": 12}
     key = "fd/efficientnet-lite0-64px"
     assert rows["a"]["metrics"][key] == pytest.approx(0, abs=1e-3)

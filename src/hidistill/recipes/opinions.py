@@ -15,6 +15,11 @@ from hidistill.types import FeatureSpace, Gallery, Metric
 
 REFERENCES, NEAREST = 10_000, 3
 """Real images and neighbors of precision and recall as papers have them."""
+ORIGINAL = "the original FID network"
+NOT_ORIGINAL = "an Inception graph whose sum is not known: not FID"
+TOKEN = "the class token of a DINOv2, named by width and weights' sum"
+LITE = "1280 features of EfficientNet-Lite0 at 64 pixels: not FID"
+"""What feature spaces are, in words."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +43,13 @@ def inception_protocol(path: Path, *, device: str = "cpu") -> Protocol:
         KernelDistance(pooled),
         Neighbors(pooled, NEAREST, REFERENCES),
     ]
-    words = "the original FID network" if spaces.original else "an Inception graph whose sum is not known: not FID"
+    words = ORIGINAL if spaces.original else NOT_ORIGINAL
     return Protocol(metrics, {pooled: words, spatial: f"{words}, 7 channels of its middle with their places"})
 
 
 def dinov2_protocol(folder: Path, *, device: str = "cpu") -> Protocol:
     """The judges of one space, in DINOv2's features."""
-    return space_protocol(DINOv2(folder, device=device), "the class token of a DINOv2, named by width and weights' sum")
+    return space_protocol(DINOv2(folder, device=device), TOKEN)
 
 
 def space_protocol(space: FeatureSpace, words: str) -> Protocol:

@@ -21,7 +21,7 @@ from hidistill.metrics.neighbors import Neighbors
 from hidistill.pictures import endings
 from hidistill.recipes import tables
 from hidistill.recipes.asking import prompts_at
-from hidistill.recipes.opinions import NEAREST, REFERENCES
+from hidistill.recipes.opinions import LITE, NEAREST, NOT_ORIGINAL, ORIGINAL, REFERENCES, TOKEN
 from hidistill.scores import Evaluation, Row
 from hidistill.types import FeatureSpace, Gallery, Images, Metric, Samples
 
@@ -91,15 +91,17 @@ def score_prompts(
     notes = [*asked.notes]
     if several > 1:
         notes.append(f"{several} pictures a prompt, which count as if they were of different ones")
+    least = min(rows, key=lambda row: row.n)
+    all_and_least = [rows[0], *([least] if least.n < rows[0].n else [])]
     for space in spaces:
         if isinstance(space, CLIP):
             continue
         dim = generated.features(space).shape[1]
-        notes += [note for row in rows if (note := too_few(row.n, dim, space.name)) and row.name == "all"]
+        notes += [f"{row.name}: {note}" for row in all_and_least if (note := too_few(row.n, dim, space.name))]
     names = [metric.name for metric in metrics] + ([] if clips is None else [f"clip score/{clips.name}"])
     whole = hashlib.sha256(f"{asked.digest} {shown.memory.get(CONTENT)}".encode()).hexdigest()  # prompts and pictures
     about = {"n": len(real), "classes": len(groups_of) - 1, "shape": None, "digest": whole[:12]}
-    words = {space.name: "the original FID network" for space in spaces if isinstance(space, Pooled)}
+    words = {space.name: in_words(space) for space in spaces}
     evaluation = Evaluation(len(items), None, about, names, words, tuple(rows), "prompts", tuple(notes))
     tables.replace_by(evaluation, out)
     return evaluation
@@ -123,6 +125,15 @@ def judges(
         metrics.append(FrechetDistance(spaces[-1]))
     clips = None if clip is None else CLIP(clip, device=device)
     return [*spaces, *([clips] if clips else [])], metrics, clips
+
+
+def in_words(space: FeatureSpace) -> str:
+    """What a feature space is."""
+    if isinstance(space, Pooled):
+        return ORIGINAL if space.spaces.original else NOT_ORIGINAL
+    if isinstance(space, DINOv2):
+        return TOKEN
+    return "pictures and prompts, CLIP's own" if isinstance(space, CLIP) else LITE
 
 
 def places(folder: Path, items: Sequence[Asked]) -> list[list[Path]]:

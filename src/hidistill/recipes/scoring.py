@@ -24,7 +24,7 @@ from hidistill.metrics.neighbors import Neighbors
 from hidistill.metrics.sharpness import HighFrequencyRatio
 from hidistill.metrics.spectrum import LEAST, RadialSpectrum
 from hidistill.recipes import tables
-from hidistill.recipes.opinions import Protocol, dinov2_protocol, inception_protocol, space_protocol
+from hidistill.recipes.opinions import LITE, Protocol, dinov2_protocol, inception_protocol, space_protocol
 from hidistill.scores import Evaluation, Row
 from hidistill.types import Gallery, Metric, Samples
 
@@ -178,7 +178,7 @@ def judges_of(
     if real and dinov2 is not None:
         found.append(dinov2_protocol(dinov2, device=device))
     if real and inception is None:
-        found.append(space_protocol(EfficientNetLite0(), "1280 features of EfficientNet-Lite0 at 64 pixels: not FID"))
+        found.append(space_protocol(EfficientNetLite0(), LITE))
 
     def possible(metric: Metric) -> bool:
         if isinstance(metric, FrechetDistance) and isinstance(metric.space, Spatial):
