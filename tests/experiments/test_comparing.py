@@ -93,6 +93,15 @@ def test_rows_of_one_run(tmp_path):
     assert (verdict.difference, verdict.resolved) == (0, False)
 
 
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    plain = row("x", np.arange(5.0))
+    runs = [saved(tmp_path / name / "demo", [plain]) for name in "abc"]
+    assert len(compare(read(runs, ["x"]))) == 2
+    files = [saved(tmp_path / name, [plain]) / "evaluation.json" for name in ("one", "two")]
+    assert [entry.name for entry in read(files, ["x"])] == ["x of one", "x of two"]
+    assert list(compare(read([*runs[:1], files[0]], ["x"]))) == ["x of one"]
+
+
 def test_what_does_not_compare(tmp_path, capsys):
     plain = row("student, 1 step", np.arange(10.0))
     a = saved(tmp_path / "a", [plain])

@@ -132,16 +132,22 @@ def read(runs: Sequence[Path], rows: Sequence[str]) -> list[Entry]:
                     f"{run} was evaluated with {what} = {one}, {runs[0]} with {other}; only the same noise and the "
                     "same real images compare: evaluate again"
                 )
-    entries = []
-    for run, evaluation in found.items():
+    entries, titles = [], titles_of(list(found))
+    for (run, evaluation), title in zip(found.items(), titles, strict=True):
         by_name = {row.name: row for row in evaluation.rows}
         for name in rows:
             if name not in by_name:
                 raise ValueError(f"{run} has no row {name!r}; it has {', '.join(map(repr, by_name))}")
-            entries.append(Entry(run.resolve().name if len(found) > 1 else "", by_name[name]))
+            entries.append(Entry(title if len(found) > 1 else "", by_name[name]))
     if len(entries) < 2:
         raise ValueError("there is one row to compare; give a second run, or two rows: --rows 'student, 1 step' ...")
     return entries
+
+
+def titles_of(runs: Sequence[Path]) -> list[str]:
+    """What runs are called: by their folders' names if these tell them apart, else as they were given."""
+    names = [(run if run.is_dir() else run.parent).resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 def alike(one: Evaluation, other: Evaluation) -> dict[str, tuple[object, object]]:
