@@ -16,6 +16,7 @@ from hidistill import weights
 from hidistill.cli import COMMANDS, lookup, machine, main, outcome, progress
 from hidistill.cli.commands.train import names
 from hidistill.cli.progress import duration
+from hidistill.experiments.study import Grid, Variant
 from hidistill.recipes.fashion import distill
 from hidistill.scores import Evaluation, Row
 from hidistill.teachers.dit import DiT, Size
@@ -341,6 +342,25 @@ def test_sample_refuses(said, student, words, message):
     assert message in text
 
 
+def test_a_negative_seed_is_refused_everywhere(said, recipe, student, tmp_path):
+    out = tmp_path / "out"
+    for words in (
+        ("demo", "--out", out),
+        ("train", recipe, "--out", out),
+        ("sample", student, "--out", f"{out}.png"),
+        ("draw", student, "--out", out, "--count", 2),
+        ("evaluate", tmp_path),
+        ("inspect", "--teacher", student),
+        ("doctor", recipe),
+    ):
+        status, text = said(*map(str, words), "--seed", "-1")
+        assert status == 2, words
+        assert "seed -1 is negative; seeds are whole numbers from 0 on" in text, words
+    assert not out.exists()
+    with pytest.raises(ValueError, match="seed -1 is negative"):
+        Grid((Variant("a", {}),), (0, -1))
+
+
 def test_sample_by_the_name_of_a_class(said, tmp_path):
     path, out, npz = tmp_path / "named.safetensors", tmp_path / "x.png", tmp_path / "x.npz"
     net = DiT(image_size=8, channels=1, classes=3, patch=4, size=Size(8, 1, 1), taps=(0,)).student()
@@ -488,6 +508,50 @@ def test_the_table_of_a_run(tmp_path, capsys):
     ):
         assert words in text
     assert "0.750" not in text  # the page has all numbers, the terminal the telling ones
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_all_numbers_are_whole_on_a_terminal(width):
+    """Every number with its error on its row's own line, in tables that repeat the rows' names."""
+    spaces = ("fashion-classifier-64", "efficientnet-lite0-64px")
+    quantities = ("fd", "fd_limit", "kid", "kid_std", "recall", "precision", "coverage", "density", "nearest")
+    names = [f"{name}/{space}" for space in spaces for name in quantities]
+    names += ["agreement", "diversity", "high_frequency", "spectrum", "power_low", "power_high", "end_distance"]
+    rows = []
+    for r, name in enumerate(("teacher, scale 1.5, 50 steps", "a [bold] and a really very long name of a folder")):
+        numbers = {metric: 1000.0 + 100 * r + i for i, metric in enumerate(names)}
+        left_out = {metric: [number, number + 20 + 2 * i] for i, (metric, number) in enumerate(numbers.items())}
+        rows.append({"name": name, "n": 500, "nfe": 2, "metrics": numbers, "left_out": left_out})
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None)
+    for part in outcome.whole_tables({"n": 500, "seed": 0, "rows": rows}, width):
+        console.print(part)
+    text = file.getvalue()
+    lines = text.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert "…" not in text
+    assert all(text.count(f"Features of {space}") >= 1 for space in spaces)
+    for r in range(2):
+        for i, metric in enumerate(names):
+            factor, unit = (100, " %") if metric == "agreement" else (1, "")
+            number = f"{factor * (1000 + 100 * r + i):.{1 if unit else 2}f}{unit}"
+            error = f"{factor * (10 + i):.{1 if unit else 2}f}{unit}"
+            (line,) = [line for line in lines if f" {number} ± {error} " in f"{line} "]
+            assert line.startswith((" teacher, scale 1.5, 50 steps ", " a [bold] and a really very")[r]), line
+
+
+def test_evaluate_says_everything_and_what_to_mind(tmp_path, capsys):
+    """The table that a person reads after `evaluate`, and after `score`, where no seed made the pictures."""
+    row = Row("a", "samples", 10, metrics={"kid/x": 1.5, "agreement_real": 0.3}, left_out={"kid/x": [1.0, 1.2]})
+    note = "10 images a row for 64 features of x: the covariance is singular"
+    for seed, said in ((3, "10 images, seed 3, ± the jackknife"), (None, "10 images, ± the jackknife")):
+        Evaluation(10, seed, {}, [], {}, (row,), notes=(note,)).save(tmp_path / "evaluation.json")
+        outcome.show(tmp_path, full=True)
+        text = capsys.readouterr().out
+        assert said in text
+        assert "1.500 ± 0.100" in text
+        assert f"note: {note}" in text
+        assert "30.0 %" not in text, "what no row can change"
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

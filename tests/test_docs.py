@@ -10,6 +10,7 @@ import torch
 from hidistill.cli import main
 from hidistill.derivative import Forward
 from hidistill.foreign.network import Network
+from hidistill.report.scores import MEANINGS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
@@ -33,6 +34,13 @@ def test_named_files_exist(page):
     for path in re.findall(r"`((?:[a-z_0-9.]+/)+[a-z_0-9]+\.(?:py|md|toml|txt))`", page.read_text()):
         places = (ROOT / path, ROOT / "src" / "hidistill" / path, page.parent / path)
         assert any(place.exists() for place in places), f"{page.name} names {path}"
+
+
+def test_every_number_of_an_evaluation_is_explained():
+    text = (ROOT / "docs" / "evaluating.md").read_text()
+    of_rows = [name for name in MEANINGS if not name.partition("@")[0].endswith("_real") and name != "entropy"]
+    missing = [name for name in of_rows if not re.search(rf"`{name.partition('@')[0]}\b", text)]
+    assert not missing
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/index.md", "src/hidistill/__init__.py"])

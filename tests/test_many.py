@@ -55,6 +55,22 @@ def test_it_goes_on_where_it_was_and_gives_the_same_pictures(student, tmp_path, 
     )
 
 
+@pytest.mark.parametrize("labels", ["balanced", "uniform"])
+def test_a_larger_count_draws_what_is_missing(student, tmp_path, labels):
+    words = ["draw", str(student), "--chunk", "4", "--labels", labels, "--out"]
+    out, npz = tmp_path / "x", tmp_path / "x.npz"
+    assert main([*words, str(out), "--count", "6"]) == 0
+    first = pictures(out)
+    stamps = {name: (out / name).stat().st_mtime_ns for name in first}
+    assert main([*words, str(out), "--count", "41", "--npz", str(npz)]) == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in first} == stamps
+    at_once, other = tmp_path / "y", tmp_path / "y.npz"
+    assert main([*words, str(at_once), "--count", "41", "--npz", str(other)]) == 0
+    assert len(pictures(out)) == 41
+    assert all((pixels(out / n) - pixels(at_once / n)).abs().max() <= 1 for n in pictures(at_once))
+    assert torch.equal(read(npz).labels, read(other).labels)
+
+
 def pixels(path):
     return many.pixels(path).int()
 
@@ -79,8 +95,8 @@ def test_another_order_for_the_same_folder_is_refused(student, tmp_path, capsys)
     assert main(words) == 0
     assert main([*words, "--seed", "1"]) == 2
     assert "was begun with seed = 0, this order has 1" in capsys.readouterr().err
-    assert main([*words[:-1], "4"]) == 2
-    assert "was begun with pictures = 3" in capsys.readouterr().err
+    assert main([*words[:-1], "2"]) == 2
+    assert "is for 3 pictures, this order of 2; say --count 3 or more" in capsys.readouterr().err
     (tmp_path / "y").mkdir()
     (tmp_path / "y" / "file").write_text("")
     assert main(["draw", str(student), "--out", str(tmp_path / "y"), "--count", "3"]) == 2

@@ -49,6 +49,19 @@ def table_of(text):
     return {cells[0]: cells[1:] for cells in lines}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--share", "0.4"], "--share 0.4 is a share of a datasheet's rate, and this machine is measured"),
+        (["--machine", "H100", "--device", "cuda"], "--device cuda is of this machine, and --machine H100 is off"),
+    ],
+    ids=str,
+)
+def test_options_without_effect_are_refused(recipe, capsys, options, message):
+    assert main(["doctor", recipe, *options]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_doctor_foretells_a_recipe(recipe, capsys):
     options = ["--batch-size", "16", "--processes", "2", "--machine", "H100", "--price", "2"]
     assert main(["doctor", recipe, *options]) == 0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hidistill.path import cond_on, rows_of
 from hidistill.scores import Evaluation, Row
-from hidistill.seeds import fold_in, normal
+from hidistill.seeds import fold_in, normal, refuse_seed
 from hidistill.types import Codec, Cond, Gallery, Images, Labels, Metric, Points, Samples, Split
 
 BATCH = 64
@@ -190,6 +190,7 @@ def evaluate(
     judges = [metric.name for metric in metrics]
     blank = Evaluation(n, seed, identity(real), judges, dict(features or {}), labels=kind, notes=tuple(notes))
     refuse_groups(groups, n)
+    refuse_seed(seed)
     rows = {row.name: row for row in done.rows} if done else {}
     check(contestants, reference, blank, done)
     seeds = seeds_of(n, seed)

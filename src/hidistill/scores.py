@@ -12,7 +12,8 @@ The JSON file of an evaluation, with null for what does not apply to a row:
                "left_out": {"fd/classifier": [1.8, 1.6, ...], ...}}, ...],
      "labels": "in turn", "notes": ["500 images a row for 1,280 features ..."]}
 
-`kind` is "teacher", "student", "samples" or "real"; `floor` repeats the metrics of the first real row, for readers.
+`seed` is that of the noise, null where the pictures were there already. `kind` is "teacher", "student", "samples" or
+"real"; `floor` repeats the metrics of the first real row, for readers.
 `left_out` has each number again without the first, the second, ... group of the row's images: the jackknife's values.
 """
 
@@ -61,7 +62,7 @@ class Evaluation:
     """Rows of numbers, and what they depend on; the module says what the fields hold."""
 
     n: int
-    seed: int
+    seed: int | None
     real: Mapping[str, object]
     judges: Sequence[str]
     features: Mapping[str, str] = field(default_factory=dict)
@@ -171,7 +172,12 @@ def cell(value: str | int | float | None) -> str:
     return f"{value:.2g}" if 0 < abs(value) < 0.01 else f"{value:.3f}"
 
 
+def in_cell(text: str) -> str:
+    """Text that stays within its cell of a Markdown table."""
+    return " ".join(text.splitlines()).replace("\\", r"\\").replace("|", r"\|")
+
+
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown, its first line as the header."""
-    header, *rest = ["| " + " | ".join(line) + " |" for line in lines]
+    """A table as Markdown, its first line as the header; what would end a cell or a line in a name does not."""
+    header, *rest = ["| " + " | ".join(map(in_cell, line)) + " |" for line in lines]
     return "\n".join([header, "|---" * len(lines[0]) + "|", *rest]) + "\n"

@@ -10,6 +10,16 @@ import torch
 from torch import Tensor
 
 
+def refuse_seed(seed: int) -> None:
+    """Refuse a seed that nobody can have meant; -1, say, which elsewhere is "any".
+
+    Raises:
+        ValueError: if it is negative.
+    """
+    if seed < 0:
+        raise ValueError(f"seed {seed} is negative; seeds are whole numbers from 0 on, of which none means any: say 0")
+
+
 def fold_in(seed: int, *names: str | int) -> int:
     """A seed in [0, 2^63) derived from `seed` and `names`, the same in every process."""
     digest = hashlib.sha256(repr((seed, *names)).encode()).digest()

@@ -42,7 +42,9 @@ def test_of_equal_laws_one_in_twenty_is_resolved():
     [
         ("fd/space", 5, 1, "is better than"),
         ("recall/space", 5, 1, "is worse than"),
-        ("high_frequency", 0.5, 1.2, "is better than"),
+        ("high_frequency", 0.5, 1.2, "is nearer to 1 than"),
+        ("high_frequency", 0.9, 0.5, "is farther from 1 than"),
+        ("high_frequency", 0.5, 1.5, "not resolved: b and a may be equally near to 1"),
         ("entropy", 5, 1, "is below"),
         ("fd/space", 1, 1.001, "not resolved"),
     ],
@@ -54,6 +56,17 @@ def test_sentences(metric, first, second, word):
     assert word in words
     assert "95 % interval" in words
     assert words.count("\n") == 0
+
+
+def test_what_is_best_at_one_is_judged_by_its_distance_to_one():
+    rng = np.random.default_rng(3)
+    below, above = 0.7 + 0.01 * rng.normal(size=20), 1.2 + 0.01 * rng.normal(size=20)
+    found = paired("power_high", row("a", below, "power_high"), row("b", above, "power_high"))
+    d = (above - 1) - (1 - below)
+    half = 2.093024 * d.std(ddof=1) / 20**0.5  # the quantile of 19 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((d.mean() - half, d.mean() + half), rel=1e-5)
+    assert found.better
+    assert "difference of the distances to 1 -0.1" in sentence(found, "a", "b")
 
 
 def saved(path, rows, **settings):
@@ -78,6 +91,15 @@ def test_rows_of_one_run(tmp_path):
     assert [entry.name for entry in entries] == ["x", "y"]
     (verdict,) = compare(entries)["y"]
     assert (verdict.difference, verdict.resolved) == (0, False)
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    plain = row("x", np.arange(5.0))
+    runs = [saved(tmp_path / name / "demo", [plain]) for name in "abc"]
+    assert len(compare(read(runs, ["x"]))) == 2
+    files = [saved(tmp_path / name, [plain]) / "evaluation.json" for name in ("one", "two")]
+    assert [entry.name for entry in read(files, ["x"])] == ["x of one", "x of two"]
+    assert list(compare(read([*runs[:1], files[0]], ["x"]))) == ["x of one"]
 
 
 def test_what_does_not_compare(tmp_path, capsys):

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from hidistill.metrics.neighbors import BLOCK, Copying, Neighbors, nearest, radii, tiles
+from hidistill.metrics.neighbors import BLOCK, Copying, Neighbors, center_of, nearest, radii, tiles
 from hidistill.types import Gallery, Samples
 
 
@@ -62,7 +62,7 @@ def test_blocks_do_not_show():
     reach_real = (real[:, None].double() - real.double()).norm(dim=2).sort(1).values[:, 3]
     reach_generated = (generated[:, None].double() - generated.double()).norm(dim=2).sort(1).values[:, 3]
     whole = torch.full_like(direct, torch.nan)
-    for rows, columns, squared in tiles(real, generated):
+    for rows, columns, squared, _ in tiles(real, generated, center=center_of(real)):
         whole[rows, columns] = squared.sqrt()
     torch.testing.assert_close(whole, direct)
     torch.testing.assert_close(radii(real, 3), reach_real)
@@ -99,6 +99,30 @@ def test_copies_are_at_distance_zero_whatever_their_size():
     near = x + 1e-3
     assert numbers(torch.cat([x, x]), torch.cat([x, x]), k=1) == (1, 1, 2, 1)
     assert numbers(torch.cat([x, x]), torch.cat([near, near]), k=1)[0] == 0
+
+
+@pytest.mark.parametrize("block", [BLOCK, 64, 7])
+def test_a_copy_lies_on_the_border_of_the_balls_that_reach_to_its_original(block, monkeypatch):
+    """Against distances pair by pair, of which equal ones are equal to the last bit."""
+    monkeypatch.setattr("hidistill.metrics.neighbors.BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    real = 3 + torch.randn(150, 200, generator=generator)
+    generated = torch.cat([2.9 + torch.randn(50, 200, generator=generator), real[torch.arange(120, 20, -1)]])
+
+    def distances(a, b):
+        return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist")
+
+    direct, k = distances(real, generated), 3
+    inside = direct <= distances(real, real).sort(1).values[:, k, None]
+    on_the_border = direct == distances(real, real).sort(1).values[:, k, None]
+    assert on_the_border.sum() >= 50
+    expected = (
+        inside.any(0).double().mean().item(),
+        (direct <= distances(generated, generated).sort(1).values[:, k]).any(1).double().mean().item(),
+        inside.double().sum().item() / (k * len(generated)),
+        inside.any(1).double().mean().item(),
+    )
+    assert numbers(real, generated, k) == pytest.approx(expected, abs=1e-12)
 
 
 def test_as_many_references_as_asked_for_are_looked_at():

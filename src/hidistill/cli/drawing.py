@@ -17,7 +17,7 @@ from hidistill.path import rows_of
 from hidistill.report.pictures import grid as picture_grid
 from hidistill.report.pictures import quantized
 from hidistill.sampling import euler, grid, heun, jump, renoise
-from hidistill.seeds import fold_in, normal
+from hidistill.seeds import fold_in, normal, refuse_seed
 from hidistill.teachers.dit import DiT, FlowMapDiT
 from hidistill.train.driver import refuse_device
 from hidistill.types import Codec, Cond, Images, Labels, Points, Student, Teacher
@@ -68,7 +68,7 @@ class Plan(NamedTuple):
     scale: float
 
 
-def refuse(out: Path, *, count: int, steps: int | None, scale: float | None, device: str) -> None:
+def refuse(out: Path, *, count: int, steps: int | None, scale: float | None, seed: int, device: str) -> None:
     """Refuse a picture that cannot be written or is of nothing, and numbers out of range, before anything is loaded."""
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: the picture is a PNG file; give a name that ends in .png")
@@ -78,6 +78,7 @@ def refuse(out: Path, *, count: int, steps: int | None, scale: float | None, dev
         raise ValueError(f"--steps {steps}: a sampler makes 1 to {MOST_STEPS} steps")
     if scale is not None and not 0 <= scale < math.inf:
         raise ValueError(f"--scale {scale}: a guidance scale is 0 or more; 1 is no guidance")
+    refuse_seed(seed)
     refuse_device(device)
 
 

@@ -71,6 +71,8 @@ def of_prompts(prompts: PromptList, each: int) -> list[Picture]:
 def order(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Write down what the folder is for, or refuse to mix it with something else.
 
+    An order of more pictures of classes goes on with the folder: picture i is the same, however many there are.
+
     Raises:
         ValueError: if the folder was made by another order.
     """
@@ -79,14 +81,20 @@ def order(folder: Path, wanted: Mapping[str, Any]) -> None:
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         other = [key for key in {*found, *wanted} if found.get(key) != wanted.get(key)]
-        if other:
+        if not other:
+            return
+        if other != ["pictures"] or wanted.get("prompts"):
             key = sorted(other)[0]
             raise ValueError(
                 f"{folder} was begun with {key} = {found.get(key)}, this order has {wanted.get(key)}; go on with the "
                 "same order, or give another folder"
             )
-        return
-    if any(folder.iterdir()):
+        if wanted["pictures"] < found["pictures"]:
+            raise ValueError(
+                f"{folder} is for {found['pictures']:,} pictures, this order of {wanted['pictures']:,}; say --count "
+                f"{found['pictures']} or more, or `hidistill score {folder} --count {wanted['pictures']}` for its first"
+            )
+    elif any(folder.iterdir()):
         raise ValueError(f"{folder} holds other files and no {ORDER}; give a new folder")
     with whole(path) as partial:
         partial.write_text(json.dumps(dict(wanted), indent=1) + "\n", encoding="utf-8")

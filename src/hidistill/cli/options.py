@@ -28,7 +28,8 @@ def parse(
         positional: the argument that is given without its name.
 
     Raises:
-        ValueError: if an extra option has the name of one of the function's, or an argument has no type.
+        ValueError: if an extra option has the name of one of the function's, an argument has no type, or a seed is
+            negative.
     """
     hints, parameters = get_type_hints(function, include_extras=True), inspect.signature(function).parameters
     options, lines = [], []
@@ -46,7 +47,12 @@ def parse(
         options.append(option(name, kind, parameter.default))
     doc = with_arguments(inspect.getdoc(function) or "", "".join(lines))
     record = make_dataclass("Options", options, namespace={"__doc__": doc}, kw_only=True)
-    return vars(tyro.cli(record, args=argv, prog=prog))
+    found = vars(tyro.cli(record, args=argv, prog=prog))
+    if "seed" in found:  # before anything is built, which may take long
+        from hidistill.seeds import refuse_seed
+
+        refuse_seed(found["seed"])
+    return found
 
 
 def option(name: str, kind: Any, default: Any) -> tuple[str, Any, Any]:  # noqa: ANN401 -- any type, any default

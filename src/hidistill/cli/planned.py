@@ -35,6 +35,19 @@ class Setting:
     device: str = "cpu"
     price: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse what has no effect."""
+        if self.machine == "here" and self.share != 1.0:
+            raise ValueError(
+                f"--share {self.share:g} is a share of a datasheet's rate, and this machine is measured; say --machine "
+                "H100, or leave --share out"
+            )
+        if self.machine != "here" and self.device != "cpu":
+            raise ValueError(
+                f"--device {self.device} is of this machine, and --machine {self.machine} is off its datasheet; leave "
+                "one of them out"
+            )
+
 
 def foretell(recipe: Recipe, arguments: Mapping[str, Any], setting: Setting) -> int:
     """Print what each process of a run would take: memory by role, products, seconds of a step, hours."""

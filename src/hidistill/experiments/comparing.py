@@ -1,11 +1,11 @@
 """Which differences between rows of evaluations are there, and which are not resolved."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hidistill.experiments.statistics import CONFIDENCE, student_quantile
-from hidistill.report.scores import columns, meaning, quantity, show, space
+from hidistill.report.scores import columns, meaning, of_real, show, space
 from hidistill.scores import Evaluation, Row, jackknife_error
 
 DEFAULT = "student, 1 step"
@@ -28,11 +28,14 @@ class Entry:
 class Verdict:
     """A difference of one number: second minus first, with its interval of 95 % confidence.
 
+    Of a number that is best at 1 it is the difference of the distances to 1, `|second - 1| - |first - 1|`: 0.5 and 1.5
+    do not differ in it.
+
     Args:
         metric: which number.
         first: its value for the first entry.
         second: for the second.
-        low: end of the interval.
+        low: end of the interval of the difference.
         high: the other end.
     """
 
@@ -44,8 +47,8 @@ class Verdict:
 
     @property
     def difference(self) -> float:
-        """Second minus first."""
-        return self.second - self.first
+        """Second minus first, or that of their distances to 1."""
+        return compared(self.metric, self.second) - compared(self.metric, self.first)
 
     @property
     def resolved(self) -> bool:
@@ -58,9 +61,12 @@ class Verdict:
         good = meaning(self.metric).good
         if not self.resolved or good == "neither":
             return None
-        if good == "one":
-            return abs(self.second - 1) < abs(self.first - 1)
-        return self.difference < 0 if good == "small" else self.difference > 0
+        return self.difference > 0 if good == "large" else self.difference < 0
+
+
+def compared(metric: str, value: float) -> float:
+    """What is compared of a number: its distance to 1 where that is best, else the number itself."""
+    return abs(value - 1) if meaning(metric).good == "one" else value
 
 
 def paired(metric: str, first: Row, second: Row) -> Verdict:
@@ -69,6 +75,8 @@ def paired(metric: str, first: Row, second: Row) -> Verdict:
     Each number is known without each of g groups of images, which are the same images in both rows. The jackknife's
     error of the difference is taken from the g differences, so what both rows share cancels; the interval has the
     quantile of Student's distribution with g - 1 degrees of freedom. Real images are held fixed.
+
+    A distance to 1 has a bend at 1: of a number that is 1 within its own error the jackknife's error is a rough one.
 
     Raises:
         ValueError: if the rows have no left-out groups, or not equally many.
@@ -79,10 +87,10 @@ def paired(metric: str, first: Row, second: Row) -> Verdict:
             f"{metric} has {len(a)} and {len(b)} left-out groups; an interval needs equally many: evaluate both with "
             "`hidistill evaluate RUN --groups 20`"
         )
-    error = jackknife_error([y - x for x, y in zip(a, b, strict=True)])
+    error = jackknife_error([compared(metric, y) - compared(metric, x) for x, y in zip(a, b, strict=True)])
     half = student_quantile((1 + CONFIDENCE) / 2, len(a) - 1) * error
-    difference = second.metrics[metric] - first.metrics[metric]
-    return Verdict(metric, first.metrics[metric], second.metrics[metric], difference - half, difference + half)
+    found = Verdict(metric, first.metrics[metric], second.metrics[metric], 0.0, 0.0)
+    return replace(found, low=found.difference - half, high=found.difference + half)
 
 
 def sentence(verdict: Verdict, first: str, second: str) -> str:
@@ -90,13 +98,17 @@ def sentence(verdict: Verdict, first: str, second: str) -> str:
     where = f" in {space(verdict.metric)}" if space(verdict.metric) else ""
     label = f"{meaning(verdict.metric).label}{where}"
     numbers = f"{show(verdict.metric, verdict.second)} against {show(verdict.metric, verdict.first)}"
-    interval = f"difference {verdict.difference:.3g}, 95 % interval {verdict.low:.3g} to {verdict.high:.3g}"
+    near = meaning(verdict.metric).good == "one"
+    what = "difference of the distances to 1" if near else "difference"
+    interval = f"{what} {verdict.difference:.3g}, 95 % interval {verdict.low:.3g} to {verdict.high:.3g}"
     if not verdict.resolved:
-        return f"{label}: not resolved: {second} and {first} may be alike ({numbers}; {interval})."
+        alike = "equally near to 1" if near else "alike"
+        return f"{label}: not resolved: {second} and {first} may be {alike} ({numbers}; {interval})."
     if verdict.better is None:
         word = "is above" if verdict.difference > 0 else "is below"
     else:
-        word = "is better than" if verdict.better else "is worse than"
+        words = ("is nearer to 1 than", "is farther from 1 than") if near else ("is better than", "is worse than")
+        word = words[0] if verdict.better else words[1]
     return f"{label}: {second} {word} {first} ({numbers}; {interval})."
 
 
@@ -114,22 +126,37 @@ def read(runs: Sequence[Path], rows: Sequence[str]) -> list[Entry]:
         found[run] = Evaluation.load(path)
     first = next(iter(found.values()))
     for run, evaluation in found.items():
-        for what in ("n", "seed", "real", "labels"):
-            if getattr(evaluation, what) != getattr(first, what):
+        for what, (one, other) in alike(evaluation, first).items():
+            if one != other:
                 raise ValueError(
-                    f"{run} was evaluated with {what} = {getattr(evaluation, what)}, {runs[0]} with "
-                    f"{getattr(first, what)}; only the same noise and the same real images compare: evaluate again"
+                    f"{run} was evaluated with {what} = {one}, {runs[0]} with {other}; only the same noise and the "
+                    "same real images compare: evaluate again"
                 )
-    entries = []
-    for run, evaluation in found.items():
+    entries, titles = [], titles_of(list(found))
+    for (run, evaluation), title in zip(found.items(), titles, strict=True):
         by_name = {row.name: row for row in evaluation.rows}
         for name in rows:
             if name not in by_name:
                 raise ValueError(f"{run} has no row {name!r}; it has {', '.join(map(repr, by_name))}")
-            entries.append(Entry(run.resolve().name if len(found) > 1 else "", by_name[name]))
+            entries.append(Entry(title if len(found) > 1 else "", by_name[name]))
     if len(entries) < 2:
         raise ValueError("there is one row to compare; give a second run, or two rows: --rows 'student, 1 step' ...")
     return entries
+
+
+def titles_of(runs: Sequence[Path]) -> list[str]:
+    """What runs are called: by their folders' names if these tell them apart, else as they were given."""
+    names = [(run if run.is_dir() else run.parent).resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
+
+
+def alike(one: Evaluation, other: Evaluation) -> dict[str, tuple[object, object]]:
+    """What must be the same in two evaluations; where the real images lay is not of it."""
+    found: dict[str, tuple[object, object]] = {
+        what: (getattr(one, what), getattr(other, what)) for what in ("n", "seed", "labels")
+    }
+    first, second = ({key: given for key, given in each.real.items() if key != "path"} for each in (one, other))
+    return found | {"real": (first, second)}
 
 
 def compare(entries: Sequence[Entry]) -> Mapping[str, list[Verdict]]:
@@ -144,7 +171,7 @@ def compare(entries: Sequence[Entry]) -> Mapping[str, list[Verdict]]:
         shared = [
             metric
             for metric in columns([{"metrics": first.row.metrics}])
-            if not quantity(metric).partition("@")[0].endswith("_real")  # which no row can change
+            if not of_real(metric)
             and metric in other.row.metrics
             and metric in first.row.left_out
             and metric in other.row.left_out

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hidistill.experiments.figure import Picture
+from hidistill.seeds import refuse_seed
 
 Size = Literal["small", "full"]
 LEAST_SEEDS = 5
@@ -46,6 +47,8 @@ class Grid:
                 f"variants {names} and seeds {list(self.seeds)}: an experiment needs at least one of each, and none "
                 "twice"
             )
+        for seed in self.seeds:
+            refuse_seed(seed)
         strangers = {name for variant in self.variants for name in variant.against or ()} - set(names)
         if strangers:
             raise ValueError(f"variants are compared with {sorted(strangers)}, which are not run; these are {names}")

@@ -6,6 +6,7 @@ the features and two hundred megabytes.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -15,11 +16,20 @@ from hidistill.types import Features, FeatureSpace, Gallery, Samples
 
 BLOCK = 2048
 SAME = 1e-12
-"""Squared distances below this share of both squared lengths are rounding, and count as 0."""
+"""Differences of squared distances below this share of both squared lengths are rounding: equal features are at
+distance 0, and at equal distances from a third."""
 Rows = Float[Tensor, "m d"]
 """Features of other images: as many as there are."""
-Tile = tuple[slice, slice, Tensor]
-"""Some rows, some columns, and the squared distances between them."""
+Center = Float64[Tensor, " d"]
+
+
+class Tile(NamedTuple):
+    """Some rows, some columns, the squared distances between them, and up to which differences these are rounding."""
+
+    rows: slice
+    columns: slice
+    squared: Tensor
+    rounding: Tensor
 
 
 def blocks(n: int) -> list[slice]:
@@ -27,11 +37,14 @@ def blocks(n: int) -> list[slice]:
     return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
 
 
-def tiles(a: Rows, b: Features, *, upper: bool = False) -> Iterator[Tile]:
+def center_of(features: Features) -> Center:
+    """The mean, from which lengths are measured: products of features far from 0 would lose their differences."""
+    start = torch.zeros(features.shape[1], dtype=torch.float64)
+    return sum((features[part].double().sum(0) for part in blocks(len(features))), start) / len(features)
+
+
+def tiles(a: Rows, b: Features, *, center: Center, upper: bool = False) -> Iterator[Tile]:
     """Squared distances from rows of `a` to rows of `b`; `upper` leaves out tiles below the diagonal."""
-    center = sum(
-        (b[part].double().sum(0) for part in blocks(len(b))), torch.zeros(b.shape[1], dtype=torch.float64)
-    ) / len(b)
     for rows in blocks(len(a)):
         x = a[rows].double() - center
         for columns in blocks(len(b)):
@@ -40,10 +53,11 @@ def tiles(a: Rows, b: Features, *, upper: bool = False) -> Iterator[Tile]:
             y = b[columns].double() - center
             lengths = x.square().sum(1)[:, None] + y.square().sum(1)
             squared = torch.addmm(lengths, x, y.T, alpha=-2)
-            yield rows, columns, squared.masked_fill_(squared < SAME * lengths, 0.0)
+            rounding = lengths.mul_(SAME)
+            yield Tile(rows, columns, squared.masked_fill_(squared < rounding, 0.0), rounding)
 
 
-def squared_radii(features: Features, k: int) -> Float64[Tensor, " n"]:
+def squared_radii(features: Features, k: int, *, center: Center) -> Float64[Tensor, " n"]:
     """Squared distance from each row to its k-th nearest other row; each pair of tiles is computed once.
 
     Raises:
@@ -58,7 +72,7 @@ def squared_radii(features: Features, k: int) -> Float64[Tensor, " n"]:
         found = squared.topk(min(k, squared.shape[1]), dim=1, largest=False).values
         best[rows] = torch.cat([best[rows], found], 1).topk(k, dim=1, largest=False).values
 
-    for rows, columns, squared in tiles(features, features, upper=True):
+    for rows, columns, squared, _ in tiles(features, features, center=center, upper=True):
         if rows == columns:
             squared.fill_diagonal_(torch.inf)
         else:
@@ -69,13 +83,13 @@ def squared_radii(features: Features, k: int) -> Float64[Tensor, " n"]:
 
 def radii(features: Features, k: int) -> Float64[Tensor, " n"]:
     """Distance from each row to its k-th nearest other row; see `squared_radii`."""
-    return squared_radii(features, k).sqrt()
+    return squared_radii(features, k, center=center_of(features)).sqrt()
 
 
 def nearest(a: Rows, b: Features) -> Float64[Tensor, " m"]:
     """Distance from each row of `a` to the nearest row of `b`."""
     least = torch.full((len(a),), torch.inf, dtype=torch.float64)
-    for rows, _, squared in tiles(a, b):
+    for rows, _, squared, _ in tiles(a, b, center=center_of(b)):
         least[rows] = torch.minimum(least[rows], squared.amin(1))
     return least.sqrt()
 
@@ -87,7 +101,8 @@ class Neighbors:
     A ball reaches from an image to its k-th nearest neighbor among its own kind. Precision: share of generated images
     within a ball of a real one; recall: share of real images within a ball of a generated one (arXiv 1904.06991,
     eq. 1-2). Density: mean number of balls of real images around a generated one, over k; coverage: share of real
-    images with a generated one within their ball (arXiv 2002.09797, eq. 3-4).
+    images with a generated one within their ball (arXiv 2002.09797, eq. 3-4). A ball holds its border: a generated
+    image that is a real one lies in the balls that reach to that one. So all distances have one center.
 
     Args:
         space: where images are compared.
@@ -118,11 +133,13 @@ class Neighbors:
         """The numbers `precision/SPACE`, `recall/SPACE`, `density/SPACE` and `coverage/SPACE`."""
         real, generated = self.reference(samples.real), samples.generated.features(self.space)
         key = ("radii", self.k, self.references, self.space)
-        reach_real = samples.real.once(key, lambda: squared_radii(real, self.k))
-        reach_generated = squared_radii(generated, self.k)
+        center = center_of(real)
+        reach_real = samples.real.once(key, lambda: squared_radii(real, self.k, center=center))
+        reach_generated = squared_radii(generated, self.k, center=center)
         around = torch.zeros(len(generated), dtype=torch.int64)
         recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
-        for rows, columns, squared in tiles(real, generated):
+        for rows, columns, squared, rounding in tiles(real, generated, center=center):
+            squared -= rounding
             inside = squared <= reach_real[rows, None]
             around[columns] += inside.sum(0)
             covered[rows] |= inside.any(1)

@@ -1,8 +1,6 @@
 """Evaluates a finished run again: with other counts, steps and scales, or from where teacher and pictures lie now."""
 
 import json
-import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,12 +12,12 @@ from hidistill.codecs import modules_of
 from hidistill.recipes import digits, fashion, images, pipelines
 from hidistill.recipes.contestants import best_scale, further
 from hidistill.recipes.judging import PARTIAL, Jury, Manner, conclude, refuse_count
-from hidistill.recipes.opinions import warnings_of, with_opinions
+from hidistill.recipes.opinions import with_opinions
+from hidistill.recipes.tables import keep
+from hidistill.seeds import refuse_seed
 from hidistill.train.driver import refuse_device
 from hidistill.train.folder import FINISHED, locked
 from hidistill.types import Teacher
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], object]
 
@@ -92,6 +90,7 @@ def judge(
         on_progress: is told contestant, images drawn and images in all.
     """
     refuse_device(device)
+    refuse_seed(seed)
     refuse_settings((*teacher_steps, *student_steps), scales, student_steps)
     recipe, arguments = recipe_of(run)
     if not (run / FINISHED).exists():
@@ -108,11 +107,11 @@ def judge(
         assert isinstance(module, nn.Module)
         module.to(device)
     precision, own = settings["precision"], settings["scale"]
-    notes = warnings_of(judges, count)
+    notes = []
     rows = further(also, judges, scale=own, steps=student_steps, precision=precision, device=device)
     if best_guidance:
         chosen, words = best_scale(judges, net, (own, *scales), n=count, seed=seed, precision=precision)
-        notes, scales = [*notes, words], (chosen,)
+        notes, scales = [words], (chosen,)
     manner = Manner(groups, latency=True, uniform=labels == "uniform", also=rows, notes=notes, on_progress=on_progress)
     with locked(run):
         keep(run)
@@ -143,6 +142,12 @@ def recipe_of(run: Path) -> tuple[str, dict[str, Any]]:
     if not path.exists():
         raise ValueError(f"{run} is no run folder: it has no recipe.json; give the folder that `hidistill train` wrote")
     there = json.loads(path.read_text())
+    if there["recipe"] not in BENCHES and (teacher := run / "models" / "teacher.safetensors").exists():
+        raise ValueError(
+            f"{run} trained a teacher and no student; evaluate a run that distills {teacher}, whose table has both, or "
+            f"judge the teacher's own pictures: hidistill draw {run} --out DIR --scale 1.5, hidistill score DIR "
+            "--reference REAL"
+        )
     if there["recipe"] not in BENCHES:
         raise ValueError(f"{run} is a run of {there['recipe']}; runs of {', '.join(BENCHES)} can be evaluated")
     return there["recipe"], there["arguments"]
@@ -169,19 +174,3 @@ def located(recipe: str, arguments: Mapping[str, Any], moved: Mapping[str, Path]
                 f"the run was made with {argument} {place}, where nothing lies now; say with --{option} where it is"
             )
     return found
-
-
-def keep(run: Path) -> None:
-    """Copy a run's evaluation and its page to the next number in `evaluations/`, unless its newest copy is the same."""
-    current, folder = run / "evaluation.json", run / "evaluations"
-    if not current.exists():
-        return
-    kept = sorted(folder.glob("[0-9]*.json"))
-    if kept and kept[-1].read_bytes() == current.read_bytes():
-        return
-    copy = folder / f"{int(kept[-1].stem) + 1 if kept else 1:04d}.json"
-    folder.mkdir(exist_ok=True)
-    if (run / "report.html").exists():
-        shutil.copyfile(run / "report.html", copy.with_suffix(".html"))
-    shutil.copyfile(current, copy)
-    logger.info("the evaluation so far is kept as %s", copy)

@@ -14,6 +14,7 @@ from hidistill.path import cond_on, rows_of
 from hidistill.recipes.describing import Rows
 from hidistill.recipes.originals import Where
 from hidistill.recipes.subjects import shown, subject_of
+from hidistill.seeds import refuse_seed
 from hidistill.teachers.original import Kind
 from hidistill.types import Codec, Cond, Points, Teacher
 
@@ -83,6 +84,7 @@ def inspect_teacher(
         raise ValueError("both pictures and a cache came; give one of them")
     if samples < LEAST:
         raise ValueError(f"samples={samples}: a self-test needs at least {LEAST}, and 64 are good")
+    refuse_seed(seed)
     subject = subject_of(teacher, kind=kind, autoencoder=autoencoder, allow_pickle=allow_pickle, size=size)
     given = shown(subject, images=images, cache=cache, samples=samples)
     if given.cond is None:

@@ -258,7 +258,7 @@ def conclude(
         reference=reference,
         features={space.name: words for space, words in judges.spaces.items()} | dict(judges.words),
         labels=uniform_labels(samples, len(judges.test.classes), seed) if manner.uniform else None,
-        notes=manner.notes,
+        notes=[*tables.warnings_of(judges.metrics(), judges.test.images[:1].float() / 255, samples), *manner.notes],
         groups=manner.groups,
         grouped=judges.usual_metrics(),
         latency=manner.latency,

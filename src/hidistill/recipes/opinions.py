@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hidistill.metrics.dinov2 import DINOv2
-from hidistill.metrics.frechet import FrechetDistance, FrechetLimit, too_few
+from hidistill.metrics.frechet import FrechetDistance, FrechetLimit
 from hidistill.metrics.inception import InceptionScore, Pooled, Spaces, Spatial
 from hidistill.metrics.kernel import KernelDistance
 from hidistill.metrics.neighbors import Copying, Neighbors
@@ -15,6 +15,11 @@ from hidistill.types import FeatureSpace, Gallery, Metric
 
 REFERENCES, NEAREST = 10_000, 3
 """Real images and neighbors of precision and recall as papers have them."""
+ORIGINAL = "the original FID network"
+NOT_ORIGINAL = "an Inception graph whose sum is not known: not FID"
+TOKEN = "the class token of a DINOv2, named by width and weights' sum"
+LITE = "1280 features of EfficientNet-Lite0 at 64 pixels: not FID"
+"""What feature spaces are, in words."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +31,25 @@ class Protocol:
 
 
 def inception_protocol(path: Path, *, device: str = "cpu") -> Protocol:
-    """FID, sFID, Inception Score, kernel distance, precision and recall; called FID for the original network alone."""
+    """FID, its limit, sFID, Inception Score, kernel distance, precision, recall; FID is the original's alone."""
     spaces = Spaces.of(path, device=device)
     pooled, spatial = Pooled(spaces), Spatial(spaces)
     fid, sfid = ("fid", "sfid") if spaces.original else ("fd", "fd")
     metrics: list[Metric] = [
         FrechetDistance(pooled, fid),
         FrechetDistance(spatial, sfid),
+        FrechetLimit(pooled, called=fid),
         InceptionScore(pooled),
         KernelDistance(pooled),
         Neighbors(pooled, NEAREST, REFERENCES),
     ]
-    words = "the original FID network" if spaces.original else "an Inception graph whose sum is not known: not FID"
+    words = ORIGINAL if spaces.original else NOT_ORIGINAL
     return Protocol(metrics, {pooled: words, spatial: f"{words}, 7 channels of its middle with their places"})
 
 
 def dinov2_protocol(folder: Path, *, device: str = "cpu") -> Protocol:
     """The judges of one space, in DINOv2's features."""
-    return space_protocol(DINOv2(folder, device=device), "the class token of a DINOv2, named by width and weights' sum")
+    return space_protocol(DINOv2(folder, device=device), TOKEN)
 
 
 def space_protocol(space: FeatureSpace, words: str) -> Protocol:
@@ -79,11 +85,3 @@ def with_opinions(judges: Jury, *, full: bool, inception: Path | None, dinov2: P
             extra += found.metrics
             words |= {space.name: text for space, text in found.spaces.items()}
     return replace(judges, extra=extra, words=words)
-
-
-def warnings_of(judges: Jury, n: int) -> list[str]:
-    """What to warn of where n images are few for the dimension of a space in which distances are taken."""
-    spaces = [metric.space for metric in judges.metrics() if isinstance(metric, FrechetDistance)]
-    sample = judges.test.images[:1].float() / 255
-    found = [too_few(n, space(sample).shape[1], space.name) for space in spaces]
-    return [warning for warning in found if warning]

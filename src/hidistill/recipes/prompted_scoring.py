@@ -1,5 +1,6 @@
 """Judges pictures of prompts: CLIP score, and distances to the prompts' real pictures, overall and per category."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -20,10 +21,12 @@ from hidistill.metrics.neighbors import Neighbors
 from hidistill.pictures import endings
 from hidistill.recipes import tables
 from hidistill.recipes.asking import prompts_at
-from hidistill.recipes.opinions import NEAREST, REFERENCES
+from hidistill.recipes.opinions import LITE, NEAREST, NOT_ORIGINAL, ORIGINAL, REFERENCES, TOKEN
 from hidistill.scores import Evaluation, Row
 from hidistill.types import FeatureSpace, Gallery, Images, Metric, Samples
 
+CONTENT = "content"
+"""Under which a gallery remembers the sum of its pixels."""
 LEAST = 10
 """Prompts of a category that is given a row of its own."""
 Progress = Callable[[str, int, int], object]
@@ -58,8 +61,15 @@ def score_prompts(
         on_progress: is told what is looked at, pictures done and pictures in all.
     """
     asked = prompts_at(prompts)
-    items, tell = asked.items, on_progress or (lambda *_: None)
-    drawn, real = places(samples, items), [item.real for item in items if item.real]
+    found, tell = places(samples, asked.items), on_progress or (lambda *_: None)
+    real, several = [item.real for item in asked.items if item.real], several_of(found, samples)
+    if real and several > 1:
+        raise ValueError(
+            f"{samples} has {several} pictures a prompt, the list one real picture each; a distance needs equally "
+            "many: leave one of each prompt"
+        )
+    items = [item for item in asked.items for _ in range(several)]
+    drawn = [path for paths in found for path in paths]
     spaces, metrics, clips = judges(clip, inception, dinov2, real=bool(real), device=device)
     if not metrics and clips is None:
         raise ValueError(f"{prompts} has no real pictures, and no --clip DIR came: there is nothing to judge by")
@@ -79,17 +89,21 @@ def score_prompts(
         left = left_out(part, all_metrics, groups if len(index) >= 2 * groups else 0, name)
         rows.append(Row(name, "samples", len(index), metrics=judged(part, all_metrics, name), left_out=left))
     notes = [*asked.notes]
+    if several > 1:
+        notes.append(f"{several} pictures a prompt, which count as if they were of different ones")
+    least = min(rows, key=lambda row: row.n)
+    all_and_least = [rows[0], *([least] if least.n < rows[0].n else [])]
     for space in spaces:
         if isinstance(space, CLIP):
             continue
         dim = generated.features(space).shape[1]
-        notes += [note for row in rows if (note := too_few(row.n, dim, space.name)) and row.name == "all"]
+        notes += [f"{row.name}: {note}" for row in all_and_least if (note := too_few(row.n, dim, space.name))]
     names = [metric.name for metric in metrics] + ([] if clips is None else [f"clip score/{clips.name}"])
-    about = {"n": len(real), "classes": len(groups_of) - 1, "shape": None, "digest": asked.digest[:12]}
-    words = {space.name: "the original FID network" for space in spaces if isinstance(space, Pooled)}
-    evaluation = Evaluation(len(items), 0, about, names, words, tuple(rows), "prompts", tuple(notes))
-    evaluation.save(out / "evaluation.json")
-    tables.save(evaluation, out)
+    whole = hashlib.sha256(f"{asked.digest} {shown.memory.get(CONTENT)}".encode()).hexdigest()  # prompts and pictures
+    about = {"n": len(real), "classes": len(groups_of) - 1, "shape": None, "digest": whole[:12]}
+    words = {space.name: in_words(space) for space in spaces}
+    evaluation = Evaluation(len(items), None, about, names, words, tuple(rows), "prompts", tuple(notes))
+    tables.replace_by(evaluation, out)
     return evaluation
 
 
@@ -113,21 +127,30 @@ def judges(
     return [*spaces, *([clips] if clips else [])], metrics, clips
 
 
-def places(folder: Path, items: Sequence[Asked]) -> list[Path]:
-    """The picture of every prompt, by its name.
+def in_words(space: FeatureSpace) -> str:
+    """What a feature space is."""
+    if isinstance(space, Pooled):
+        return ORIGINAL if space.spaces.original else NOT_ORIGINAL
+    if isinstance(space, DINOv2):
+        return TOKEN
+    return "pictures and prompts, CLIP's own" if isinstance(space, CLIP) else LITE
+
+
+def places(folder: Path, items: Sequence[Asked]) -> list[list[Path]]:
+    """The pictures of every prompt: its name is theirs, or that of the folder that they lie in.
 
     Raises:
-        ValueError: if some are missing, or a prompt has several.
+        ValueError: if some are missing.
     """
     readable = endings()
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {item.key: [] for item in items}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in readable and not any(
             part.startswith(".") for part in path.parts[len(folder.parts) :]
         ):
-            key = path.parent.parent.name if path.parent.name == "samples" else path.stem
-            found.setdefault(key, path)
-    missing = [item.key for item in items if item.key not in found]
+            of = path.parent.parent if path.parent.name == "samples" else path.parent
+            found.get(of.name if of != folder and of.name in found else path.stem, []).append(path)
+    missing = [item.key for item in items if not found[item.key]]
     if missing:
         raise ValueError(
             f"{folder} lacks the pictures of {len(missing):,} of {len(items):,} prompts, {', '.join(missing[:3])} "
@@ -136,20 +159,38 @@ def places(folder: Path, items: Sequence[Asked]) -> list[Path]:
     return [found[item.key] for item in items]
 
 
+def several_of(found: Sequence[Sequence[Path]], folder: Path) -> int:
+    """How many pictures each prompt has.
+
+    Raises:
+        ValueError: if some have more than others.
+    """
+    counts = {len(paths) for paths in found}
+    if len(counts) > 1:
+        raise ValueError(
+            f"{folder} has {min(counts)} pictures of some prompts and {max(counts)} of others; `hidistill draw` with "
+            "the same options draws what is missing"
+        )
+    return counts.pop()
+
+
 def looked_at(
     paths: Sequence[Path], kept: Sequence[FeatureSpace], spaces: Sequence[FeatureSpace], tell: Progress, name: str
 ) -> Gallery:
     """Features of pictures of one size and mode, block by block; the pixels are not held."""
     first = opened(paths[0])
     features: dict[FeatureSpace, list[torch.Tensor]] = {space: [] for space in spaces}
+    content = hashlib.sha256()
     for start in range(0, len(paths), BLOCK):
         images = pixels(paths[start : start + BLOCK], first.size, paths[0].name)
         for space, memory in zip(spaces, kept, strict=True):
             features[space].append(memory(images))
+        content.update((255 * images).round().byte().numpy().tobytes())
         tell(name, start + len(images), len(paths))
     gallery = Gallery(torch.zeros(len(paths), 3, 0, 0), torch.zeros(len(paths), dtype=torch.long))
     for space, parts in features.items():
         gallery.memory["features", space] = torch.cat(parts)
+    gallery.memory[CONTENT] = content.hexdigest()
     return gallery
 
 

@@ -1,7 +1,9 @@
 """Judges pictures that are there already, whoever drew them: folders and `.npz` batches against a reference."""
 
+import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +24,7 @@ from hidistill.metrics.neighbors import Neighbors
 from hidistill.metrics.sharpness import HighFrequencyRatio
 from hidistill.metrics.spectrum import LEAST, RadialSpectrum
 from hidistill.recipes import tables
-from hidistill.recipes.opinions import Protocol, dinov2_protocol, inception_protocol, space_protocol
+from hidistill.recipes.opinions import LITE, Protocol, dinov2_protocol, inception_protocol, space_protocol
 from hidistill.scores import Evaluation, Row
 from hidistill.types import Gallery, Metric, Samples
 
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 PIXELS = 400_000_000
 """Pixel values up to which pictures are held in memory, for the judges that look at pixels."""
+CONTENT = "content"
+"""Under which a gallery remembers the sum of its pixels, in the order of their names."""
 QUICK = 5000
 """Pictures up to which neighbors are looked for again without each group."""
 Progress = Callable[[str, int, int], object]
@@ -72,17 +76,20 @@ def score(
     spaces, metrics = [Cached(space, out / "features") for space in judges.spaces], [*judges.metrics]
     words = {space.name: text for space, text in judges.spaces.items()}
     tell = on_progress or (lambda *_: None)
-    shown = gallery(real, None, spaces, tell) if real else Gallery(torch.zeros(0, 1, 1, 1), torch.zeros(0).long())
-    for kind, space in zip(("pooled", "spatial"), spaces, strict=False):
-        if kind in known and inception is not None:
-            shown.memory["moments", space.space] = Moments(*known[kind])
-    if real and shown.images.numel():
-        metrics += [HighFrequencyRatio(), *([RadialSpectrum()] if min(real.shape[1:]) >= LEAST else [])]
     refuse_classes(sets, real)
-    notes = [note for space in spaces if (note := too_few(n, dimension(space), space.name))]
+    pixels = too_many([(real, real.count), *((each, n) for each in sets)]) if real else None
+    if pixels:
+        logger.info("%s", pixels)
+    elif real:
+        metrics += [HighFrequencyRatio(), *([RadialSpectrum()] if min(real.shape[1:]) >= LEAST else [])]
+    found = {} if inception is None else moments_of(known, spaces, reference)
+    notes = [] if pixels is None else [pixels]
+    notes += [note for space in spaces if (note := too_few(n, dimension(space), space.name))]
     notes += [f"{each.path.name}: {labels_in_words(each, n)}" for each in sets]
     if real and any(each.shape[0] != real.shape[0] for each in sets):
         notes.append("gray pictures meet pictures in color; features of color count that as a difference")
+    shown = gallery(real, None, spaces, tell) if real else Gallery(torch.zeros(0, 1, 1, 1), torch.zeros(0).long())
+    shown.memory.update(found)
     rows = []
     for each in sets:
         drawn = gallery(each, n, spaces, tell)
@@ -90,11 +97,10 @@ def score(
         numbers = judged(row_samples, metrics, each.path.name)
         left = left_out(row_samples, [metric for metric in metrics if quick(metric, n)], groups, each.path.name)
         rows.append(Row(each.path.name, "samples", n, metrics=numbers, left_out=left))
-    evaluation = Evaluation(
-        n, 0, named(reference, real), [metric.name for metric in metrics], words, tuple(rows), "as given", tuple(notes)
-    )
-    evaluation.save(out / "evaluation.json")
-    tables.save(evaluation, out)
+    names = [metric.name for metric in metrics]
+    about = named(reference, real, shown)
+    evaluation = Evaluation(n, None, about, names, words, tuple(rows), "as given", tuple(notes))
+    tables.replace_by(evaluation, out)
     return evaluation
 
 
@@ -172,15 +178,36 @@ def judges_of(
     if real and dinov2 is not None:
         found.append(dinov2_protocol(dinov2, device=device))
     if real and inception is None:
-        found.append(space_protocol(EfficientNetLite0(), "1280 features of EfficientNet-Lite0 at 64 pixels: not FID"))
+        found.append(space_protocol(EfficientNetLite0(), LITE))
 
     def possible(metric: Metric) -> bool:
         if isinstance(metric, FrechetDistance) and isinstance(metric.space, Spatial):
             return "spatial" in known if known else real
-        return real or isinstance(metric, FrechetDistance | InceptionScore)
+        return real or isinstance(metric, FrechetDistance | FrechetLimit | InceptionScore)
 
     metrics = [metric for protocol in found for metric in protocol.metrics if possible(metric)]
     return Protocol(metrics, {space: words for protocol in found for space, words in protocol.spaces.items()})
+
+
+def moments_of(
+    known: Mapping[str, tuple[Tensor, Tensor]], spaces: Sequence[Cached], path: Path
+) -> dict[Hashable, Moments]:
+    """The reference's statistics by the space that they are of, as a gallery remembers them.
+
+    Raises:
+        ValueError: if they are of another space than the network's, which would else come out after hours.
+    """
+    found: dict[Hashable, Moments] = {}
+    for kind, space in zip(("pooled", "spatial"), spaces, strict=False):
+        if kind in known:
+            there, wanted = len(known[kind][0]), dimension(space)
+            if there != wanted:
+                raise ValueError(
+                    f"{path} has statistics of {there} features, {space.name} has {wanted}; both must come from one "
+                    "network: take the reference that was made with the same"
+                )
+            found["moments", space.space] = Moments(*known[kind])
+    return found
 
 
 def quick(metric: Metric, n: int) -> bool:
@@ -194,23 +221,37 @@ def dimension(space: Cached) -> int:
     return space.space(torch.zeros(1, 3, 32, 32)).shape[1]
 
 
+def too_many(sets: Sequence[tuple[Judged, int]]) -> str | None:
+    """Why no pixels are judged: so many pictures of a set have more of them than are held; None if all are held."""
+    for each, count in sets:
+        values = count * math.prod(each.shape)
+        if values > PIXELS:
+            return (
+                f"no frequencies of pixels: {count:,} pictures of {each.path.name} have {values:,} values, of which "
+                f"{PIXELS:,} are held"
+            )
+    return None
+
+
 def gallery(pictures: Judged, count: int | None, spaces: Sequence[Cached], tell: Progress) -> Gallery:
     """The pictures with their features in every space, block by block; without the pixels where they are too many."""
     n = pictures.count if count is None else count
-    channels, height, width = pictures.shape
-    whole, parts, features = n * channels * height * width <= PIXELS, [], {space: [] for space in spaces}
+    whole, parts, features = n * math.prod(pictures.shape) <= PIXELS, [], {space: [] for space in spaces}
+    content = hashlib.sha256(repr(pictures.shape).encode())
     for number, block in enumerate(islice(pictures.blocks(), -(-n // BLOCK))):
+        content.update(block.contiguous().numpy().tobytes())
         images = block[: n - number * BLOCK].float() / 255
         for space in spaces:
             features[space].append(space(images))
         if whole:
             parts.append(images)
         tell(pictures.path.name, number * BLOCK + len(images), n)
-    images = torch.cat(parts) if parts else torch.zeros(n, channels, 0, 0)
+    images = torch.cat(parts) if parts else torch.zeros(n, pictures.shape[0], 0, 0)
     labels = torch.zeros(n, dtype=torch.long) if pictures.labels is None else pictures.labels[:n]
     found = Gallery(images, labels)
     for space, values in features.items():
         found.memory["features", space.space] = torch.cat(values)
+    found.memory[CONTENT] = content.hexdigest()
     return found
 
 
@@ -252,8 +293,8 @@ def labels_in_words(pictures: Judged, n: int) -> str:
     )
 
 
-def named(path: Path, real: Judged | None) -> dict[str, object]:
-    """What tells one reference from another."""
-    digest = facts(path)["sha256"][:12] if path.is_file() else "a folder"
+def named(path: Path, real: Judged | None, shown: Gallery) -> dict[str, object]:
+    """What tells one reference from another: a file's own sum, for it may hold statistics, and a folder's pixels."""
+    digest = str(facts(path)["sha256"] if path.is_file() else shown.memory[CONTENT])[:12]
     count, shape = (real.count, list(real.shape)) if real else (None, None)
     return {"n": count, "classes": 0, "shape": shape, "digest": digest, "path": path.name}

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hidistill.scores import jackknife_error
+
 Row = Mapping[str, Any]
 """One contestant: name, kind, steps, nfe, scale, seconds_per_image and its metrics."""
 
@@ -74,6 +76,11 @@ def quantity(metric: str) -> str:
 def space(metric: str) -> str:
     """The metric's feature space, or nothing."""
     return metric.partition("/")[2]
+
+
+def of_real(metric: str) -> bool:
+    """Whether a number is of the real images alone, which no row can change."""
+    return quantity(metric).partition("@")[0].endswith("_real")
 
 
 def meaning(metric: str) -> Meaning:
@@ -208,6 +215,12 @@ def show(metric: str, number: float | None) -> str:
     if 0 < abs(number) < 0.01:
         return f"{number:.2g}"
     return f"{number:.2f}" if abs(number) >= 10 else f"{number:.3f}"
+
+
+def deviation(row: Row, metric: str) -> str:
+    """The jackknife's standard error of a row's number after its sign; nothing where no groups were left out."""
+    values = (row.get("left_out") or {}).get(metric)
+    return f" ± {show(metric, jackknife_error(values))}" if values and value(row, metric) is not None else ""
 
 
 def milliseconds(seconds: object) -> str:

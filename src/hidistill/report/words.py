@@ -11,6 +11,7 @@ from hidistill.report.scores import (
     Row,
     best_teacher,
     columns,
+    deviation,
     finite,
     floor_row,
     full_teacher,
@@ -26,13 +27,12 @@ from hidistill.report.scores import (
     value,
     winners,
 )
-from hidistill.scores import jackknife_error
 
 COSTS = ("guidance", "evaluations", "ms / image")
 LATENCY = "ms alone"
 """Columns before the metrics; the last, the time of a single image, only where it was measured."""
-COLUMNS = 9
-"""Numbers beside each other: more would not fit into the page of 1200 pixels."""
+COLUMNS, WITH_ERRORS = 9, 6
+"""Numbers beside each other, alone and with standard errors: more would not fit into 1200 pixels, nor across paper."""
 
 
 def headline(evaluation: Mapping[str, Any]) -> str:
@@ -96,8 +96,9 @@ def table(evaluation: Mapping[str, Any]) -> str:
     rows = sorted(generated(evaluation), key=lambda row: place(role(row)))
     floor = floor_row(evaluation)
     metrics = [metric for metric in columns([*rows, *([floor] if floor else [])]) if metric != "agreement_real"]
-    beside = COLUMNS - len(costs_of(rows))
-    parts = [metrics[:beside]] + [metrics[i : i + COLUMNS] for i in range(beside, len(metrics), COLUMNS)]
+    most = WITH_ERRORS if any(row.get("left_out") for row in rows) else COLUMNS
+    beside = most - len(costs_of(rows))
+    parts = [metrics[:beside]] + [metrics[i : i + most] for i in range(beside, len(metrics), most)]
     whole = "".join(
         f'<div class="scroll">{part_of_table(rows, floor, part, costs=part is parts[0])}</div>' for part in parts
     )
@@ -116,25 +117,20 @@ def part_of_table(rows: Sequence[Row], floor: Row | None, metrics: Sequence[str]
         cells += [milliseconds(row.get(key)) for key in ("seconds_per_image", "latency_seconds")]
         cells = cells[: len(heads)]
         for metric in metrics:
-            text = show(metric, value(row, metric)) + deviation(row, metric)
+            text = show(metric, value(row, metric)) + deviation(row, metric).replace(" ", "&nbsp;")
             cells.append(f"<b>{text}</b>" if i in best[metric] else text)
         lines.append(line(row, cells, first=role(row) != before))
         before = role(row)
     if floor:
         cells = [ABSENT] * len(heads)
-        lines.append(line(floor, [*cells, *(show(metric, value(floor, metric)) for metric in metrics)], first=True))
+        cells += [show(m, value(floor, m)) + deviation(floor, m).replace(" ", "&nbsp;") for m in metrics]
+        lines.append(line(floor, cells, first=True))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def costs_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """What is shown of an image's cost."""
     return (*COSTS, LATENCY) if any(finite(row.get("latency_seconds")) for row in rows) else COSTS
-
-
-def deviation(row: Row, metric: str) -> str:
-    """The jackknife's standard error of a number, where groups were left out."""
-    values = (row.get("left_out") or {}).get(metric)
-    return f"&nbsp;±&nbsp;{show(metric, jackknife_error(values))}" if values and value(row, metric) is not None else ""
 
 
 def heading(metric: str) -> str:
@@ -164,8 +160,9 @@ def caption(evaluation: Mapping[str, Any], rows: Sequence[Row], metrics: Sequenc
     against = f", judged against {real['n']:,} held-out real images" if finite(real.get("n")) is not None else ""
     n = evaluation.get("n")
     count = f"{n:,}" if isinstance(n, int) else "an unknown number of"
-    seed = escape(str(evaluation.get("seed", "?")))
-    text = f"Every row: {count} images from the same noise and classes, seed {seed}{against}. "
+    seed = evaluation.get("seed")
+    noise = "" if seed is None else f" from the same noise and classes, seed {escape(str(seed))}"
+    text = f"Every row: {count} images{noise}{against}. "
     spaces = dict.fromkeys(space(metric) for metric in metrics if quantity(metric) == "fd")
     about = evaluation.get("features") or {}
     named = [escape(f"{name} ({about[name]})" if name in about else name) for name in spaces]
@@ -182,7 +179,7 @@ def caption(evaluation: Mapping[str, Any], rows: Sequence[Row], metrics: Sequenc
     text += "Bold: best of its column among generated images; “→ 1” is best near 1."
     if any(quantity(metric) == "end_distance" for metric in metrics) and of_role(rows, "teacher"):
         text += " The teacher's own end has distance 0 by definition."
-    return text + "".join(f" {escape(note[:1].upper() + note[1:])}." for note in evaluation.get("notes") or ())
+    return text + "".join(f" Note: {escape(note)}." for note in evaluation.get("notes") or ())
 
 
 def show_plain(number: object) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hidistill.seeds import refuse_seed
 from hidistill.train.loop import Precision, autocast
 from hidistill.train.spikes import Spikes
 from hidistill.train.stage import Stage
@@ -79,6 +80,7 @@ class Experiment:
             raise ValueError(f"stages {names}: an experiment needs at least one, and no name twice; rename one")
         if self.probe_every < 0:
             raise ValueError(f"probe_every={self.probe_every}: steps between two probes; use 0 for none")
+        refuse_seed(self.seed)
         autocast(self.precision, "cpu")
         for name, product in self.products.items():
             if name not in names or product.role not in self.modules:

@@ -23,7 +23,9 @@ def demo(*, out: Path = Path("runs/demo"), seed: int = 0, device: str = "cpu") -
 
     from hidistill.cli.lookup import find
     from hidistill.cli.running import carry_out
+    from hidistill.seeds import refuse_seed
 
+    refuse_seed(seed)
     recipe = find(RECIPE)
     parameters = inspect.signature(recipe.function).parameters.values()
     arguments = {parameter.name: parameter.default for parameter in parameters} | {"seed": seed}

@@ -28,7 +28,7 @@ def draw(
     Args:
         source: a run's folder or a weights file.
         out: the folder; what lies there of the same order is not drawn again.
-        count: pictures of a network that knows classes.
+        count: pictures of a network that knows classes; a larger count later draws the missing ones.
         prompts: a file of prompts, GenEval's list, or a folder in MJHQ-30K's layout, for a network that knows prompts.
         each: pictures per prompt; GenEval has 4.
         labels: classes in turn, or drawn uniformly.
@@ -49,7 +49,7 @@ def draw(
     from hidistill.files import facts
     from hidistill.recipes.asking import prompts_at
 
-    drawing.refuse(Path("x.png"), count=count, steps=steps, scale=scale, device=device)
+    drawing.refuse(Path("x.png"), count=count, steps=steps, scale=scale, seed=seed, device=device)
     if each < 1 or chunk < 1:
         raise ValueError(f"--each {each} and --chunk {chunk} must be at least 1")
     weights = drawing.weights_file(source)

@@ -16,5 +16,5 @@ def command(argv: Sequence[str]) -> int:
     with drawing() as tell:
         arguments["on_progress"] = tell
         judge(run, **arguments)
-    show(run)
+    show(run, full=True)
     return 0

@@ -46,7 +46,7 @@ def sample(
     """
     from hidistill.cli import drawing
 
-    drawing.refuse(out, count=count, steps=steps, scale=scale, device=device)
+    drawing.refuse(out, count=count, steps=steps, scale=scale, seed=seed, device=device)
     if (source / "model_index.json").is_file() and kind is None and autoencoder is None:
         from hidistill.cli import stock
 
