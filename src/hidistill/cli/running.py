@@ -42,7 +42,7 @@ class Settings:
         keep_best: a number of the short evaluations; the checkpoint where it is least stays too, or where it is
             largest, written as max:NAME.
         background_saves: a thread writes checkpoints while training goes on.
-        skip_spikes: steps whose gradient is so many times the usual one are skipped and counted; 0 is none.
+        skip_spikes: updates where a role's gradient is so many times its usual one are skipped and counted; 0 is none.
         timeout_seconds: after which a process that does not answer is given up, under torchrun.
     """
 
