@@ -68,9 +68,11 @@ def command(argv: Sequence[str]) -> int:
     where, device, journals, tf32, compiled, dry_run = (arguments.pop(name) for name in extra)
     settings = Settings(**{name: arguments.pop(name) for name in options})
     if dry_run:
-        from hidistill.cli.planned import Setting, foretell
+        from hidistill.cli.planned import Setting, foretell, launch, say, without
 
-        return foretell(recipe, arguments, Setting(processes=dry_run, device=device))
+        foretell(recipe, arguments, Setting(dry_run, settings.sharded, device=device, passes=settings.passes))
+        say(launch(without("dry-run", argv), dry_run))
+        return 0
     how = {"journals": journals, "tf32": tf32, "compiled": compiled}
     return carry_out(recipe, arguments, where, device=device, settings=settings, **how)
 
