@@ -75,6 +75,14 @@ def test_passes_take_less_memory_for_the_same_products(run, work):
         assert (b.samples, b.memory["gradients"]) == (a.samples, a.memory["gradients"])
 
 
+def test_offloaded_states_take_the_room_of_activations(run, work):
+    held, offloaded = (plan(run, work[1], H100, layout=Layout(offload_optimizer=how)) for how in (False, True))
+    for a, b in zip(held, offloaded, strict=True):
+        assert a.memory["optimizers"] > 0
+        assert b.memory["optimizers"] == 0  # the activations of 8 rows are more than the moments of so small a network
+        assert b.total == a.total - a.memory["optimizers"]
+
+
 def test_a_student_that_moves_rarely_costs_less(run, work):
     (_, refined) = plan(run, work[1], H100)
     critics, student = (refined.work[name].flops for name in ("critics", "student"))

@@ -28,6 +28,7 @@ class Setting:
         device: of this machine, where it is measured.
         price: of an hour of one device; 0 leaves costs out.
         passes: in which a process takes its rows.
+        offload_optimizer: whether optimizers' states rest in the CPU's memory.
     """
 
     processes: int = 1
@@ -37,6 +38,7 @@ class Setting:
     device: str = "cpu"
     price: float = 0.0
     passes: int = 1
+    offload_optimizer: bool = False
 
 
 def foretell(recipe: Recipe, arguments: Mapping[str, Any], setting: Setting) -> int:
@@ -50,7 +52,7 @@ def foretell(recipe: Recipe, arguments: Mapping[str, Any], setting: Setting) -> 
 
 def planned(experiment: Experiment, setting: Setting) -> str:
     """The table of a plan, and what it rests on, in Markdown."""
-    layout = Layout(setting.processes, setting.sharded, setting.passes)
+    layout = Layout(setting.processes, setting.sharded, setting.passes, setting.offload_optimizer)
     work = counted(experiment, layout)
     if setting.machine == "here":
         works = [each for updates in work.values() for each in updates.values()]

@@ -31,11 +31,13 @@ class Layout:
         processes: one for each device; the batch is split over them.
         sharded: every network, gradient, optimizer's state and average is cut into as many parts, one for each.
         passes: in which a process takes its rows, one after the other.
+        offload_optimizer: whether optimizers' states lie in the CPU's memory but for the time of a step.
     """
 
     processes: int = 1
     sharded: bool = False
     passes: int = 1
+    offload_optimizer: bool = False
 
     def __post_init__(self) -> None:
         """Refuse less than one process or pass."""
@@ -129,9 +131,12 @@ def plan(experiment: Experiment, work: Counted, rates: Rates, *, layout: Layout 
     for stage in experiment.stages:
         if stage.name not in work:
             continue
-        states += sum(state_of(update.optimizer) for update in stage.updates.values())
+        each = [state_of(update.optimizer) for update in stage.updates.values()]
+        states += sum(each)
         mine = work[stage.name]
         memory = memory_of(experiment, mine, states=states, layout=layout)
+        if layout.offload_optimizer:  # those of one come at a time, into the room that activations have left
+            memory["optimizers"] = max(0, max(each) - memory["activations"])
         computing = sum(rates.seconds_of(each) / each.every for each in mine.values())
         sending = seconds_sent(experiment, mine, rates, layout)
         found.append(StagePlan(stage.name, stage.steps, rows, mine, memory, computing, sending))

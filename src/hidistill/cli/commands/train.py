@@ -70,7 +70,11 @@ def command(argv: Sequence[str]) -> int:
     if dry_run:
         from hidistill.cli.planned import Setting, foretell, launch, say, without
 
-        foretell(recipe, arguments, Setting(dry_run, settings.sharded, device=device, passes=settings.passes))
+        setting = Setting(
+            dry_run, settings.sharded, device=device, passes=settings.passes,
+            offload_optimizer=settings.offload_optimizer,
+        )  # fmt: skip
+        foretell(recipe, arguments, setting)
         say(launch(without("dry-run", argv), dry_run))
         return 0
     how = {"journals": journals, "tf32": tf32, "compiled": compiled}
