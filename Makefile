@@ -1,6 +1,6 @@
 # Everything runs from .venv, which the first target that needs it makes and which is renewed when its inputs change.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest test-browser check fmt bench docs clean
+.PHONY: help demo test test-slow test-distributed test-oldest test-browser check fmt bench docs clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ READY := .venv/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) -c constraints.txt
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## distill the bundled teacher into a one-step student; again after Ctrl-C: goes on
 	@$(BIN)/hidistill demo $(DEMO_FLAGS)
@@ -27,6 +27,10 @@ test: check ## linters, types, layer contracts and the fast tests
 test-slow: $(READY) ## the tests that take minutes
 	$(BIN)/pytest -q -n 2 --dist worksteal -m 'slow and not compile'
 	HIDISTILL_SHAPES=0 $(BIN)/pytest -q -m 'slow and compile' || [ $$? -eq 5 ]
+
+# One after the other: they start up to four processes each, and some of them wait for others to be given up.
+test-distributed: $(READY) ## those of them that are runs of several processes, or are killed
+	$(BIN)/pytest -q -m slow tests/train/distributed tests/train/test_trackers.py
 
 test-oldest: $(READY) ## the tests of diffusers' families with the oldest diffusers that is promised
 	@[ -d .oldest ] || $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_FLAGS) \

@@ -468,9 +468,26 @@ def test_progress_shows_step_time_loss_and_probe(terminal):
         show(event("step", 4, metrics={"student/loss": 0.25, "student/gradient": 9.0}))
         show(event("stage", 4, message="left a file"))
     text = file.getvalue()
-    for word in ("sketch", "4/10", "1 min 15 s left", "loss student 0.25", "probe hf 0.5", "left a file"):
+    for word in (
+        "sketch",
+        "4/10",
+        "4/20 in all",
+        "1 min 15 s left",
+        "loss student 0.25",
+        "probe hf 0.5",
+        "left a file",
+    ):
         assert word in text
     assert "gradient" not in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_run_of_one_stage_says_its_steps_once(terminal):
+    file = io.StringIO()
+    with progress.display(Console(file=file, force_terminal=terminal, width=140)) as show:
+        show(event("step", 4, total_steps=10))
+    assert "4/10" in file.getvalue()
+    assert "in all" not in file.getvalue()
 
 
 def test_plain_lines_come_now_and_then(monkeypatch):

@@ -1,6 +1,9 @@
 """What a run would take, from the command line; nothing is started by asking."""
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -79,7 +82,53 @@ def test_a_dry_run_starts_nothing(recipe, tmp_path, capsys):
     text = capsys.readouterr().out
     assert table_of(text)["batch"] == ["2 of 8"]
     assert "Rates: measured here" in text
+    assert table_of(text)["seconds a step, sending"] == ["not foretold"]
+    assert "without evaluations, checkpoints and what is sent between processes" in text
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("processes", "started"),
+    [
+        ("--dry-run=1", "python"),
+        ("--dry_run=2", "torchrun --standalone --nproc-per-node 2"),
+        (
+            "--dry-run=12",
+            "torchrun --nnodes 2 --nproc-per-node 6 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --rdzv-id 1",
+        ),
+    ],
+)
+def test_a_dry_run_says_how_the_run_is_started(processes, started, recipe, tmp_path, capsys):
+    out = str(tmp_path / "a run")
+    options = [recipe, "--batch-size", "48", "--out", out, "--passes=2"]
+    assert main(["train", *options[:3], processes, *options[3:]]) == 0
+    *_, line = capsys.readouterr().out.split("\n\n")
+    assert line == f"    {started} -m hidistill train {shlex.join(options)}\n"
+
+
+def test_the_command_of_a_dry_run_runs(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", recipe, "--dry-run", "1", "--out", str(out), "--steps", "2"]) == 0
+    *_, line = capsys.readouterr().out.split("\n\n")
+    interpreter, *words = shlex.split(line)
+    assert interpreter == "python"
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    assert (out / "finished").exists()
+
+
+def test_a_dry_run_plans_what_the_run_would_be(recipe, capsys):
+    """Passes hold fewer rows at once, and parts of networks lie on each process."""
+    found = []
+    for options in ([], ["--passes", "2"], ["--sharded"]):
+        assert main(["train", recipe, "--batch-size", "4096", "--dry-run", "2", *options]) == 0
+        found.append(table_of(capsys.readouterr().out))
+    whole, passes, parts = found
+    assert {table["batch"][0] for table in found} == {"2048 of 4,096"}
+    assert {table["products: update field"][0] for table in found} == {whole["products: update field"][0]}
+    activations, fewer = (float(each["memory: activations"][0].split()[0]) for each in (whole, passes))
+    assert fewer < 0.6 * activations
+    assert "memory: gathered" in parts
+    assert "memory: gathered" not in whole
 
 
 def test_a_batch_that_cannot_be_split_is_bad_input(recipe, capsys):

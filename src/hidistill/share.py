@@ -76,10 +76,15 @@ def current() -> Share:
     return held[-1]
 
 
-def leading(rows: int, part: float) -> int:
-    """How many of `rows` rows are among the first `round(part x all)` of the batch; `round(part x rows)` if alone."""
+def front(rows: int, part: float, *, least: int = 0) -> int:
+    """How many rows of the batch are a part of it, where each share has `rows`: `round(part x all)`, or `least`."""
+    return max(least, round(rows * current().count * part))
+
+
+def leading(rows: int, part: float, *, least: int = 0) -> int:
+    """How many of the `rows` rows here are among the first `front` of the batch; `front` if alone."""
     share = current()
-    first = round(rows * share.count * part)
+    first = front(rows, part, least=least)
     return max(0, (first - share.index + share.count - 1) // share.count)
 
 

@@ -14,6 +14,7 @@ from hidistill.objectives.adversarial import (
     jensen_shannon,
 )
 from hidistill.path import interpolate
+from hidistill.share import Share, holding
 from hidistill.teachers.dit import DiT, Size
 from hidistill.teachers.mixture import Mixture
 from hidistill.times import Uniform
@@ -110,6 +111,24 @@ def test_the_penalty_is_the_squared_slope():
 
     many = TellApart(points(), Along(a), penalty=1.0)(rollout(20_000)).metrics["slope"]
     assert abs(many / (2.5 * 2.5) - 1) < 5 * (2 / 5_000) ** 0.5
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_the_penalty_of_all_shares_is_that_of_the_batch(count):
+    """4 of 18 rows pay it, which no number of shares divides; of six shares the last two have none."""
+    samples = rollout(18)
+    objective = TellApart(points(), Along([1.5, -0.5]), penalty=0.7, penalty_share=4 / 18)
+
+    def loss(share):
+        mine = Rollout(share.of(samples.real), share.of(samples.generated), share.of(samples.cond))
+        torch.manual_seed(3)
+        with holding(share):
+            return objective(mine)
+
+    whole, shares = loss(Share()), [loss(Share(index, count)) for index in range(count)]
+    values = torch.stack([each.value for each in shares], 1).flatten(0, 1)
+    torch.testing.assert_close(values, whole.value)
+    torch.testing.assert_close(torch.stack([each.metrics["slope"] for each in shares]).mean(), whole.metrics["slope"])
 
 
 def test_a_spectral_norm_in_training_is_no_slope():

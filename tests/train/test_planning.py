@@ -66,6 +66,23 @@ def test_products_and_activations_go_with_the_rows(run, work):
         assert a.memory["activations"] > 1.5 * b.memory["activations"]
 
 
+def test_passes_take_less_memory_for_the_same_products(run, work):
+    layout = Layout(1, passes=4)
+    once, passes = plan(run, work[1], H100), plan(run, counted(run, layout), H100, layout=layout)
+    for a, b in zip(once, passes, strict=True):
+        assert b.flops == pytest.approx(a.flops, rel=0.1)  # heads and embeddings have terms of their own
+        assert b.memory["activations"] < 0.6 * a.memory["activations"]
+        assert (b.samples, b.memory["gradients"]) == (a.samples, a.memory["gradients"])
+
+
+def test_offloaded_states_take_the_room_of_activations(run, work):
+    held, offloaded = (plan(run, work[1], H100, layout=Layout(offload_optimizer=how)) for how in (False, True))
+    for a, b in zip(held, offloaded, strict=True):
+        assert a.memory["optimizers"] > 0
+        assert b.memory["optimizers"] == 0  # the activations of 8 rows are more than the moments of so small a network
+        assert b.total == a.total - a.memory["optimizers"]
+
+
 def test_a_student_that_moves_rarely_costs_less(run, work):
     (_, refined) = plan(run, work[1], H100)
     critics, student = (refined.work[name].flops for name in ("critics", "student"))
@@ -76,6 +93,8 @@ def test_a_student_that_moves_rarely_costs_less(run, work):
 def test_a_batch_that_cannot_be_split_is_refused(run):
     with pytest.raises(ValueError, match="a batch of 8 cannot be split evenly over 3 processes; use a multiple"):
         counted(run, Layout(3))
+    with pytest.raises(ValueError, match="over 2 processes of 3 passes each; use a multiple of 6, such as 6"):
+        counted(run, Layout(2, passes=3))
     with pytest.raises(ValueError, match="processes=0"):
         Layout(0)
 

@@ -3,16 +3,22 @@
 import json
 import resource
 import time
+from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
+import torch
 from small_run import batch_at, build
 from test_resume import Stop, final_state, journal, numbers
+from torch import nn
 
 from hidistill.train.checkpoint import Best, newest_first
 from hidistill.train.driver import execute
+from hidistill.train.loop import descend
 from hidistill.train.saving import Keeping
 from hidistill.train.spikes import Spikes, TooManySpikes
-from hidistill.types import Batch
+from hidistill.train.stage import Update
+from hidistill.types import Batch, Loss
 
 
 def carry_out(folder, steps=12, *, checkpoint_every=5, on_event=None, experiment=None, **settings):
@@ -91,19 +97,53 @@ def test_no_checkpoints_are_refused(wrong):
 
 def test_spikes_by_hand():
     spikes = Spikes(factor=3.0, recent=3, most=2)
-    taken = [spikes.admits(norm, where="w") for norm in (1.0, 100.0, 2.0, 7.0, 5.0, 20.0, 4.0)]
+    taken = [spikes.admits({"fake": norm}, where="w") for norm in (1.0, 100.0, 2.0, 7.0, 5.0, 20.0, 4.0)]
     # The median of 1, 100 and 2 is 2, of 100, 2 and 5 it is 5; the first three are taken whatever they are.
     assert taken == [True, True, True, False, True, False, True]
-    assert (spikes.skipped, spikes.in_a_row, list(spikes.norms)) == (2, 0, [2.0, 5.0, 4.0])
+    assert (spikes.skipped, spikes.in_a_row, list(spikes.norms["fake"])) == (2, 0, [2.0, 5.0, 4.0])
     again = Spikes(factor=3.0, recent=3, most=2)
     again.load(json.loads(json.dumps(spikes.state())))
     assert again == spikes
-    assert not again.admits(13.0, where="w")
-    assert not again.admits(13.0, where="w")
+    assert not again.admits({"fake": 13.0}, where="w")
+    assert not again.admits({"fake": 13.0}, where="w")
     with pytest.raises(TooManySpikes, match=r"w: the gradient's norm is 13, and 4 is usual; 2 steps in a row were"):
-        again.admits(13.0, where="w")
+        again.admits({"fake": 13.0}, where="w")
     with pytest.raises(ValueError, match="must be above 1"):
         Spikes(factor=1.0)
+
+
+def test_each_role_has_a_history_of_its_own():
+    spikes = Spikes(factor=3.0, recent=2, most=1)
+    usual, spike = {"fake": 8.0, "discriminator": 0.01}, {"fake": 8.0, "discriminator": 1.0}
+    assert [spikes.admits(norms, where="w") for norms in (usual, usual, spike, usual)] == [True, True, False, True]
+    assert {role: list(norms) for role, norms in spikes.norms.items()} == {
+        role: [norm] * 2 for role, norm in usual.items()
+    }
+    assert not spikes.admits(spike, where="w")
+    with pytest.raises(TooManySpikes, match=r"w: the gradient's norm of discriminator is 1, and 0.01 is usual"):
+        spikes.admits(spike, where="w")
+
+
+def test_a_spike_of_the_smaller_gradient_skips_the_update():
+    """Two roles in one update: the verdict's gradient jumps from 1e-3 to 1, which is still less than the field's."""
+    torch.manual_seed(0)
+    field, verdict = nn.Linear(2, 2), nn.Linear(2, 1)
+
+    @dataclass(frozen=True)
+    class Both:
+        def __call__(self, batch):
+            return Loss(10 * field(batch.x).square().sum(1) + batch.cond[:, 0] * verdict(batch.x).squeeze(1), {})
+
+    groups = [{"params": list(m.parameters()), "role": r} for m, r in ((field, "fake"), (verdict, "discriminator"))]
+    update = Update(Both(), torch.optim.SGD(groups, lr=1e-4), spikes=Spikes(factor=10.0, recent=3))
+    weights = [[p.clone() for p in verdict.parameters()]]
+    for step in range(6):
+        factor = 1.0 if step == 4 else 1e-3
+        scalars = descend(update, Batch(torch.ones(4, 2), torch.full((4, 1), factor), step), where="w", seed=step)
+        weights.append([p.clone() for p in verdict.parameters()])
+        assert scalars["gradient"] == scalars["gradient_fake"] > scalars["gradient_discriminator"]
+    moved = [not torch.equal(one[0], other[0]) for one, other in pairwise(weights)]
+    assert moved == [True, True, True, True, False, True]
 
 
 def spiky(bad):

@@ -45,7 +45,8 @@ def bars(console: Console, closing: str = "") -> Iterator[Callable[[Event], None
                 progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
             if event.stage in tasks:
                 left = duration(event.seconds_left) + " left" if event.step < event.steps and event.seconds_left else ""
-                progress.update(tasks[event.stage], completed=event.step, left=left, numbers=numbers.text)
+                text = "  ".join(filter(None, (whole(event), numbers.text)))
+                progress.update(tasks[event.stage], completed=event.step, left=left, numbers=text)
             if closing and event.kind == "stage" and event.global_step == event.total_steps:
                 tasks[CLOSING] = progress.add_task(CLOSING, total=None, left="", numbers=closing)
             if event.kind == "finish" and CLOSING in tasks:
@@ -67,7 +68,8 @@ def lines(console: Console, closing: str = "") -> Iterator[Callable[[Event], Non
         if event.kind in ("step", "stage") and (now - last >= SECONDS_BETWEEN_LINES or event.kind == "stage"):
             last = now
             left = f"{duration(event.seconds_left)} left" if event.seconds_left else ""
-            say.append("  ".join(filter(None, (f"{event.stage} {event.step}/{event.steps}", left, numbers.text))))
+            there = f"{event.stage} {event.step}/{event.steps}"
+            say.append("  ".join(filter(None, (there, whole(event), left, numbers.text))))
         if closing and event.kind == "stage" and event.global_step == event.total_steps:
             say.append(f"{CLOSING}: {closing}")
         for message in filter(None, say):
@@ -103,6 +105,11 @@ class Numbers:
         return "  ".join(filter(None, parts))
 
 
+def whole(event: Event) -> str:
+    """How far the whole run is; empty where its only steps are those of the stage."""
+    return f"{event.global_step}/{event.total_steps} in all" if event.total_steps != event.steps else ""
+
+
 def spoken(event: Event) -> str:
     """What an event has to say in words; empty for most."""
     if event.kind == "resume":
@@ -116,9 +123,9 @@ def duration(seconds: float | None) -> str:
     """Seconds in words, with the precision of an estimate."""
     if seconds is None:
         return ""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    full = round(seconds)
+    if full < 60:
+        return f"{full} s"
+    if full < 3600:
+        return f"{full // 60} min {full % 60:02d} s"
+    return f"{full // 3600} h {full % 3600 // 60:02d} min"

@@ -37,12 +37,14 @@ class Settings:
         sharded: each process holds a part of every network (FSDP2); needs torchrun.
         recompute: with --sharded, blocks run again in the backward pass rather than keep what it needs.
         offload_frozen: with --sharded, frozen networks rest in the memory of the CPU.
+        offload_optimizer: optimizers' moments lie in the memory of the CPU but for the time of a step; not with
+            --sharded.
         checkpoint_every: steps between two checkpoints.
         keep: newest checkpoints that stay.
         keep_best: a number of the short evaluations; the checkpoint where it is least stays too, or where it is
             largest, written as max:NAME.
         background_saves: a thread writes checkpoints while training goes on.
-        skip_spikes: steps whose gradient is so many times the usual one are skipped and counted; 0 is none.
+        skip_spikes: updates where a role's gradient is so many times its usual one are skipped and counted; 0 is none.
         timeout_seconds: after which a process that does not answer is given up, under torchrun.
     """
 
@@ -51,6 +53,7 @@ class Settings:
     sharded: bool = False
     recompute: bool = False
     offload_frozen: bool = False
+    offload_optimizer: bool = False
     checkpoint_every: int = 100
     keep: int = 2
     keep_best: str = ""
@@ -62,6 +65,8 @@ class Settings:
         """Refuse what has no effect."""
         if (self.recompute or self.offload_frozen) and not self.sharded:
             raise ValueError("--recompute and --offload-frozen are of networks held in parts; add --sharded")
+        if self.offload_optimizer and self.sharded:
+            raise ValueError("--offload-optimizer is of networks held whole; leave it out, or --sharded")
 
     @property
     def execution(self) -> dict[str, Any]:
@@ -75,6 +80,7 @@ class Settings:
             "best": best,
             "background": self.background_saves,
             "sharding": sharding,
+            "offload_optimizer": self.offload_optimizer,
         }
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hidistill.path import concatenate, interpolate, rows_of
-from hidistill.share import current, everywhere, leading
+from hidistill.share import current, everywhere, front, leading
 from hidistill.times import Uniform
 from hidistill.types import Discriminator, Loss, Noised, NoiseLaw, PerSample, Rollout, Teacher, TimeLaw, Times
 
@@ -129,10 +129,14 @@ class TellApart:
         real = rollout.real
         t = self.times.sample(real)
         noise = self.noise(torch.cat([real, rollout.generated]))
-        count = max(1, leading(len(real), self.penalty_share)) if self.penalty else 0
-        return self.at(rollout, t=t, noise=noise, direction=torch.randn_like(real[:count]))
+        if not self.penalty:
+            return self.at(rollout, t=t, noise=noise, direction=real[:0])
+        paying = front(len(real), self.penalty_share, least=1)
+        count = leading(len(real), self.penalty_share, least=1)
+        # Drawn for every row, so that a row's direction is the same however the batch is shared out.
+        return self.at(rollout, t=t, noise=noise, direction=torch.randn_like(real)[:count], paying=paying)
 
-    def at(self, rollout: Rollout, *, t: Times, noise: Tensor, direction: Tensor) -> Loss:
+    def at(self, rollout: Rollout, *, t: Times, noise: Tensor, direction: Tensor, paying: int | None = None) -> Loss:
         """The loss at given times and noise.
 
         Args:
@@ -140,8 +144,10 @@ class TellApart:
             t: their times, (b,).
             noise: (2b, ...), first the real rows', then the generated ones'.
             direction: n of the penalty for the first rows, as many as pay it; none without a penalty.
+            paying: rows of the whole batch that pay it, where this is a share of one; None is those of `direction`.
         """
         b, count = len(t), len(direction)
+        paying = count if paying is None else paying
         x_t = interpolate(torch.cat([rollout.real, rollout.generated]).detach(), noise, torch.cat([t, t]))
         moved = x_t[:count] + self.penalty_step * direction
         cond = concatenate(concatenate(rollout.cond, rollout.cond), rows_of(rollout.cond, slice(count)))
@@ -153,11 +159,13 @@ class TellApart:
         value = (self.game.real(real) + self.game.generated(generated)).mean(1)
         right = 0.5 * ((real.detach() > 0).float().mean() + (generated.detach() < 0).float().mean())
         metrics = {"real_logit": real.detach().mean(), "generated_logit": generated.detach().mean(), "accuracy": right}
-        if count:
+        if paying:
             slope = ((beside - real[:count]) / self.penalty_step).square().mean(1)
-            metrics["slope"] = slope.detach().mean()
-            # Scaled so that the batch's mean is that of the rows that pay.
-            value = value + self.penalty * F.pad(slope * b / count, (0, b - count))
+            # Scaled so that the mean over the batch, of which a share may have more paying rows than another, is that
+            # of the rows that pay.
+            slope = slope * (b * current().count / paying)
+            metrics["slope"] = slope.detach().sum() / b
+            value = value + self.penalty * F.pad(slope, (0, b - count))
         return Loss(value, metrics)
 
 

@@ -41,7 +41,7 @@ def teacher(*, steps: int = 1200, batch_size: int = 64, lr: float = 2e-3, seed: 
     Reaches: class agreement above 0.95 at guidance 1.5.
 
     Args:
-        steps: length of the training.
+        steps: length of the training; a third as many follow, at half the rate and at times near the ends.
         batch_size: pictures per step.
         lr: learning rate of AdamW.
         seed: of weights, data order, noise and dropped labels.

@@ -158,7 +158,7 @@ def teacher(
         patch: side of a patch; None takes the smallest that leaves at most 100 tokens.
         model: name of a DiT's size: mini, slim, tiny, compact, S, B, L or XL.
         pixel_channels: channels of the convolutions around its blocks; 0 is without.
-        steps: length of the training.
+        steps: length of the training; a quarter as many follow, at half the rate and at times near the ends.
         batch_size: pictures per step.
         lr: learning rate of AdamW.
         seed: of weights, data order, noise and dropped labels.

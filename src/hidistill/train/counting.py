@@ -8,7 +8,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -74,6 +74,11 @@ class Work:
     def bytes(self) -> int:
         """Bytes that the update's operations read and write."""
         return sum(op.bytes * count for op, count in self.ops.items())
+
+    def repeated(self, times: int) -> "Work":
+        """The work of so many passes whose gradients are added up: nothing more is alive at once."""
+        ops = {op: times * count for op, count in self.ops.items()}
+        return replace(self, ops=ops, samples=times * self.samples)
 
 
 class Uncountable(ValueError):

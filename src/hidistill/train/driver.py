@@ -20,10 +20,11 @@ from hidistill.train.folder import FINISHED, agree, locked, plainly, record_envi
 from hidistill.train.journal import Journal
 from hidistill.train.loop import WHOLE, NonFinite, StepReport, steps
 from hidistill.train.meter import Loads, Meter, remembered
+from hidistill.train.offload import offload_all
 from hidistill.train.pace import Clock
 from hidistill.train.patience import Patience, interruption, patience
 from hidistill.train.precision import set_products
-from hidistill.train.preparing import divide, refuse_device, refuse_paper, scratch
+from hidistill.train.preparing import divide, refuse_device, refuse_paper, refuse_parts, scratch
 from hidistill.train.rates import peak
 from hidistill.train.saving import Keeping, Saver
 from hidistill.train.snapshot import Position
@@ -49,6 +50,7 @@ def execute(
     journals: Sequence[str] = (),
     tf32: bool = False,
     compiled: bool = False,
+    offload_optimizer: bool = False,
 ) -> None:
     """Run an experiment to its end in a folder; the same call again goes on where the last one stopped.
 
@@ -73,6 +75,8 @@ def execute(
         journals: where scalars go beside metrics.jsonl: names of `trackers.TRACKERS`.
         tf32: whether a GPU may make products of float32 in TF32; see `precision.set_products`.
         compiled: whether the frozen networks and the fake score are compiled; see `compiling.compile_passes`.
+        offload_optimizer: whether optimizers' moments lie in the CPU's memory but for the time of a step, where
+            networks are held whole; on a CPU they lie there anyway.
 
     Raises:
         ValueError: if the folder is in use, or holds another run, or its checkpoints cannot be used; if there is no
@@ -86,8 +90,7 @@ def execute(
     refuse_paper(experiment)
     set_products(tf32=tf32)
     ranks = work.ranks
-    if sharding is not None and ranks.count == 1:
-        raise ValueError("networks are to be held in parts, by one process alone; start several with torchrun")
+    refuse_parts(sharding, ranks, offload_optimizer=offload_optimizer)
     ranks.agree(likeness({"recipe": recipe, "arguments": plainly(arguments), "passes": work.passes}))
     folder.mkdir(parents=True, exist_ok=True)
     refuse_unshared(folder, ranks)
@@ -110,6 +113,8 @@ def execute(
             run.tell("finish", message=f"{folder} holds this run, finished")
             return
         run.take_up()
+        if offload_optimizer:
+            offload_all(experiment)
         try:
             ranks.from_first("renew", lambda: renew(folder, arguments))
             about = {"recipe": recipe, **arguments}

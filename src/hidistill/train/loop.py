@@ -152,7 +152,7 @@ class Descent:
         try:
             means = self.backward(batch, averaging)
             norms, spikes = self.clip(averaging), self.update.spikes
-            moves = spikes is None or spikes.admits(norms["gradient"], where=self.where)
+            moves = spikes is None or spikes.admits(norms, where=self.where)
             factor = self.update.schedule(batch.step)
             for group in self.update.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor
@@ -160,8 +160,12 @@ class Descent:
                 self.update.optimizer.step()
         finally:
             rest(self.update)
-        counted = {} if spikes is None else {"skipped": float(spikes.skipped)}
-        return {"loss": means.pop("loss"), **norms} | counted | means, moves
+        scalars = {"loss": means.pop("loss"), "gradient": max(norms.values())}
+        roles = [group["role"] for group in self.update.optimizer.param_groups if "role" in group]
+        scalars |= {f"gradient_{role}": norms[role] for role in roles}
+        if spikes is not None:
+            scalars["skipped"] = float(spikes.skipped)
+        return scalars | means, moves
 
     def backward(self, batch: Batch, averaging: Averaging) -> dict[str, float]:
         """Add up the gradients of all passes; the means of the objective's scalars."""
@@ -203,7 +207,7 @@ class Descent:
         """Finish the gradients, and clip each parameter group's to the update's norm.
 
         Returns:
-            The largest norm before that as "gradient"; where groups have a "role", each one's as "gradient_ROLE".
+            The norms before that, by the group's "role"; of one without, by its number, as "group 0".
 
         Raises:
             NonFinite: if a norm is not finite.
@@ -212,8 +216,8 @@ class Descent:
         broken, lacking = averaging.finish(self.work.passes)
         if lacking:
             raise RuntimeError(f"{self.where}: a parameter got no gradient in {named(lacking)} of the run")
-        norms: dict[str, float] = {"gradient": 0.0}
-        for group in self.update.optimizer.param_groups:
+        norms: dict[str, float] = {}
+        for number, group in enumerate(self.update.optimizer.param_groups):
             gradients: list[Tensor] = []
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -226,9 +230,8 @@ class Descent:
                     f"{self.where}: the gradient's norm is {norm.item()} though the loss is finite{culprits}"
                 )
             torch.nn.utils.clip_grads_with_norm_(group["params"], self.update.max_norm, norm)
-            norms["gradient"] = max(norms["gradient"], norm.item())
-            if "role" in group:
-                norms[f"gradient_{group['role']}"] = norm.item()
+            role = group.get("role", f"group {number}")
+            norms[role] = math.hypot(norms.get(role, 0.0), norm.item())
         return norms
 
 

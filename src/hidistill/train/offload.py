@@ -4,6 +4,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from hidistill.train.experiment import Experiment
+
+
+def offload_all(experiment: Experiment) -> None:
+    """Let the moments of every optimizer of an experiment rest; see `offload`."""
+    for stage in experiment.stages:
+        for update in stage.updates.values():
+            offload(update.optimizer)
+
 
 def offload(optimizer: Optimizer) -> Optimizer:
     """Let an optimizer's moments lie in the CPU's memory but for the time of its step.

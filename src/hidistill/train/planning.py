@@ -30,29 +30,34 @@ class Layout:
     Args:
         processes: one for each device; the batch is split over them.
         sharded: every network, gradient, optimizer's state and average is cut into as many parts, one for each.
+        passes: in which a process takes its rows, one after the other.
+        offload_optimizer: whether optimizers' states lie in the CPU's memory but for the time of a step.
     """
 
     processes: int = 1
     sharded: bool = False
+    passes: int = 1
+    offload_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse less than one process."""
-        if self.processes < 1:
-            raise ValueError(f"processes={self.processes}: a run has 1 or more")
+        """Refuse less than one process or pass."""
+        if self.processes < 1 or self.passes < 1:
+            raise ValueError(f"processes={self.processes}, passes={self.passes}: a run has 1 or more")
 
     def share(self, samples: int) -> int:
-        """Rows of a batch for each process.
+        """Rows of a batch for each pass of each process.
 
         Raises:
             ValueError: if it cannot be split evenly.
         """
-        if samples % self.processes:
-            fits = samples // self.processes * self.processes or self.processes
+        parts = self.processes * self.passes
+        if samples % parts:
+            each = f" of {self.passes} passes each" if self.passes > 1 else ""
             raise ValueError(
-                f"a batch of {samples} cannot be split evenly over {self.processes} processes; use a multiple, such as "
-                f"{fits}"
+                f"a batch of {samples} cannot be split evenly over {self.processes} processes{each}; use a multiple of "
+                f"{parts}, such as {samples // parts * parts or parts}"
             )
-        return samples // self.processes
+        return samples // parts
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ class StagePlan:
         work: of each update, with this process's share of the batch.
         memory: bytes by what they are for; activations are those of the dearest update.
         computing: seconds of a step, on the mean over the updates' periods.
-        sending: seconds of a step that a process sends and receives, if none of it overlaps with computing.
+        sending: seconds of a step that a process sends and receives, if none of it overlaps with computing; None where
+            nobody knows how fast the processes' links are.
     """
 
     name: str
@@ -75,7 +81,7 @@ class StagePlan:
     work: Mapping[str, Work]
     memory: Mapping[str, int]
     computing: float
-    sending: float
+    sending: float | None
 
     @property
     def flops(self) -> float:
@@ -89,8 +95,8 @@ class StagePlan:
 
     @property
     def seconds(self) -> float:
-        """Of a step, with nothing overlapping."""
-        return self.computing + self.sending
+        """Of a step, with nothing overlapping; of what is computed alone, where what is sent is not foretold."""
+        return self.computing + (self.sending or 0.0)
 
 
 def counted(experiment: Experiment, layout: Layout = Layout()) -> Counted:
@@ -104,7 +110,11 @@ def counted(experiment: Experiment, layout: Layout = Layout()) -> Counted:
         Uncountable: if an update's operations depend on numbers.
         ValueError: if the batch cannot be split over the processes.
     """
-    return count(experiment, samples=layout.share(len(experiment.batch_at(0).x)))
+    found = count(experiment, samples=layout.share(len(experiment.batch_at(0).x)))
+    return {
+        stage: {name: work.repeated(layout.passes) for name, work in updates.items()}
+        for stage, updates in found.items()
+    }
 
 
 def plan(experiment: Experiment, work: Counted, rates: Rates, *, layout: Layout = Layout()) -> list[StagePlan]:
@@ -121,9 +131,12 @@ def plan(experiment: Experiment, work: Counted, rates: Rates, *, layout: Layout 
     for stage in experiment.stages:
         if stage.name not in work:
             continue
-        states += sum(state_of(update.optimizer) for update in stage.updates.values())
+        each = [state_of(update.optimizer) for update in stage.updates.values()]
+        states += sum(each)
         mine = work[stage.name]
         memory = memory_of(experiment, mine, states=states, layout=layout)
+        if layout.offload_optimizer:  # those of one come at a time, into the room that activations have left
+            memory["optimizers"] = max(0, max(each) - memory["activations"])
         computing = sum(rates.seconds_of(each) / each.every for each in mine.values())
         sending = seconds_sent(experiment, mine, rates, layout)
         found.append(StagePlan(stage.name, stage.steps, rows, mine, memory, computing, sending))
@@ -166,16 +179,18 @@ def largest_block(module: nn.Module) -> int:
     return max(map(bytes_of, lists), default=bytes_of(module))
 
 
-def seconds_sent(experiment: Experiment, work: Mapping[str, Work], rates: Rates, layout: Layout) -> float:
+def seconds_sent(experiment: Experiment, work: Mapping[str, Work], rates: Rates, layout: Layout) -> float | None:
     """Of a step: gradients are averaged once; a sharded network is gathered twice as well, for its way there and back.
 
     A ring sends `2 (n - 1) / n` of the bytes for an average, half of it for a gathering or a scattering. Beyond one
-    machine the slower links between machines are what the ring waits for.
+    machine the slower links between machines are what the ring waits for. None where the links are not known.
     """
     n = layout.processes
     link = rates.link if n <= IN_A_MACHINE else rates.between
-    if n == 1 or not link:
+    if n == 1:
         return 0.0
+    if not link:
+        return None
     ring = (n - 1) / n / link
     gradients = sum(2 * 4 * each.moving / each.every for each in work.values()) * ring
     if not layout.sharded:
@@ -201,7 +216,8 @@ def rows(plans: list[StagePlan], *, layout: Layout, precision: Precision) -> lis
     table.append([f"products a step ({precision})", *(f"{each.flops / 1e12:.4g} T" for each in plans)])
     table.append(["seconds a step, computing", *(f"{each.computing:.3g}" for each in plans)])
     if layout.processes > 1:
-        table.append(["seconds a step, sending", *(f"{each.sending:.3g}" for each in plans)])
+        sent = ("not foretold" if each.sending is None else f"{each.sending:.3g}" for each in plans)
+        table.append(["seconds a step, sending", *sent])
     table.append(["steps", *(f"{each.steps:,}" for each in plans)])
     table.append(["hours", *(f"{each.steps * each.seconds / 3600:.3g}" for each in plans)])
     return table

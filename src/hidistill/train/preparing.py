@@ -44,6 +44,20 @@ def refuse_device(device: str) -> None:
         ) from error
 
 
+def refuse_parts(sharding: Sharding | None, ranks: Ranks, *, offload_optimizer: bool) -> None:
+    """Refuse networks in parts where there is nobody to share them with, and with offloaded moments.
+
+    Raises:
+        ValueError: naming what does not go together.
+    """
+    if sharding is None:
+        return
+    if offload_optimizer:
+        raise ValueError("moments of networks in parts stay with them; leave --offload-optimizer out, or --sharded")
+    if ranks.count == 1:
+        raise ValueError("networks are to be held in parts, by one process alone; start several with torchrun")
+
+
 def divide(
     experiment: Experiment, sharding: Sharding | None, ranks: Ranks
 ) -> Callable[[Sequence[Tensor]], Averaging] | None:

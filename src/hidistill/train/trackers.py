@@ -5,8 +5,10 @@ run asks for them; none opens a port, needs a network or an account.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,7 +59,8 @@ class TensorBoard:
 class Wandb:
     """Weights & Biases, offline: files in `wandb/` of the run's folder, which `wandb sync` sends where a person wants.
 
-    Only a person who sets WANDB_MODE=online has them sent while the run goes on.
+    Only a person who sets WANDB_MODE=online has them sent while the run goes on; and reports of wandb's own errors,
+    which it would send in any mode, only where WANDB_ERROR_REPORTING=true says so.
 
     Args:
         folder: the run's folder.
@@ -68,45 +71,16 @@ class Wandb:
     def __init__(self, folder: Path, *, step: int, about: Mapping[str, Any]) -> None:
         wandb = package("wandb", "wandb")
         del step  # a run that is taken up is another run of the same group: offline files cannot be rewound
-        self._run = wandb.init(
-            project=PROJECT,
-            group=folder.resolve().name,
-            dir=str(folder),
-            mode=os.environ.get("WANDB_MODE", "offline"),
-            config=dict(about),
-            settings=wandb.Settings(console="off", silent=True),
-        )
-
-    def log(self, scalars: Mapping[str, float], *, step: int) -> None:
-        """See `Tracker.log`."""
-        self._run.log(dict(scalars), step=step)
-
-    def close(self) -> None:
-        """See `Tracker.close`."""
-        self._run.finish(quiet=True)
-
-
-class Trackio:
-    """trackio on this machine: a database in `trackio/` of the run's folder.
-
-    `TRACKIO_DIR=RUN/trackio trackio show` shows it, on a port that this command opens and the run does not.
-
-    Args:
-        folder: the run's folder.
-        step: steps that are done.
-        about: the run's recipe and arguments.
-    """
-
-    def __init__(self, folder: Path, *, step: int, about: Mapping[str, Any]) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str((folder / "trackio").resolve()))  # read when it is imported
-        trackio = package("trackio", "trackio")
-        self._run = trackio.init(
-            project=PROJECT,
-            name=folder.resolve().name,
-            resume="allow" if step else "never",
-            config={name: str(value) for name, value in about.items()},
-            embed=False,
-        )
+        # Read when the program that writes the files is started, which the first run of a process does.
+        with variable("WANDB_ERROR_REPORTING", os.environ.get("WANDB_ERROR_REPORTING", "false")):
+            self._run = wandb.init(
+                project=PROJECT,
+                group=folder.resolve().name,
+                dir=str(folder),
+                mode=os.environ.get("WANDB_MODE", "offline"),
+                config=dict(about),
+                settings=wandb.Settings(console="off", silent=True),
+            )
 
     def log(self, scalars: Mapping[str, float], *, step: int) -> None:
         """See `Tracker.log`."""
@@ -115,6 +89,64 @@ class Trackio:
     def close(self) -> None:
         """See `Tracker.close`."""
         self._run.finish()
+
+
+class Trackio:
+    """trackio on this machine: a database in `trackio/` of the run's folder, or in TRACKIO_DIR where a person sets it.
+
+    `TRACKIO_DIR=RUN/trackio trackio show` shows it, on a port that this command opens and the run does not.
+
+    Args:
+        folder: the run's folder.
+        step: steps that are done.
+        about: the run's recipe and arguments.
+
+    Raises:
+        ValueError: if this process has logged another folder's run; trackio keeps one folder for each process.
+    """
+
+    def __init__(self, folder: Path, *, step: int, about: Mapping[str, Any]) -> None:
+        place = Path(os.environ.get("TRACKIO_DIR") or folder / "trackio").resolve()
+        with variable("TRACKIO_DIR", str(place)):  # read when it is imported, and never again
+            self._trackio = package("trackio", "trackio")
+        there = import_module("trackio.utils").TRACKIO_DIR.resolve()
+        if there != place:
+            raise ValueError(
+                f"trackio already keeps its files in {there} in this process, and cannot write to {place}; start the "
+                "run in a process of its own, or leave --journal trackio out"
+            )
+        name = folder.resolve().name
+        with redirect_stdout(StringIO()):  # it advertises itself
+            self._run = self._trackio.init(
+                project=PROJECT,
+                group=name,
+                name=f"{name} from step {step}" if step else name,
+                config={key: str(value) for key, value in about.items()},
+                embed=False,
+            )
+
+    def log(self, scalars: Mapping[str, float], *, step: int) -> None:
+        """See `Tracker.log`."""
+        self._run.log(dict(scalars), step=step)
+
+    def close(self) -> None:
+        """See `Tracker.close`."""
+        with redirect_stdout(StringIO()):
+            self._trackio.finish()
+
+
+@contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """Within, a variable of the environment has this value."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 TRACKERS: dict[str, Callable[..., Tracker]] = {"tensorboard": TensorBoard, "wandb": Wandb, "trackio": Trackio}

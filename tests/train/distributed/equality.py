@@ -13,6 +13,7 @@ RUNS = [  # what it is; how it is done, in turn; what is different in the run of
     ("2 processes, networks whole", [{"count": 2}], {}),
     ("4 processes, networks whole", [{"count": 4}], {}),
     ("4 processes, central differences", [{"count": 4, "derivative": "central"}], {"derivative": "central"}),
+    ("2 processes, 12 rows, of which 3 pay the penalty", [{"count": 2, "rows": 12}], {"rows": 12}),
     ("1 process, 4 passes, no adversarial gradient", [{"passes": 4, **PLAIN}], PLAIN),
     ("2 processes, 2 passes, no adversarial gradient", [{"count": 2, "passes": 2, **PLAIN}], PLAIN),
     ("1 process, 4 passes", [{"passes": 4}], {}),

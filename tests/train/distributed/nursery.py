@@ -15,7 +15,8 @@ import traceback
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SECONDS = 120
+SECONDS = 600
+"""After which a run is killed for good; it takes some, and many where others have the processor."""
 
 
 def together(runs, *, python=sys.executable, source=HERE.parents[2] / "src"):

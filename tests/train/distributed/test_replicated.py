@@ -49,6 +49,17 @@ def test_two_processes_are_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_unequal_numbers_of_rows_that_pay_are_one(tmp_path):
+    """A quarter of 12 rows pays the penalty: 2 rows of one process and 1 of the other."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    succeed([{"folder": one, "rows": 12}, {"folder": two, "rows": 12, "count": 2}])
+    assert difference(one, two) < 1e-6
+    slopes = [[line["critics/slope"] for line in journal(folder) if "critics/slope" in line] for folder in (one, two)]
+    assert len(slopes[0]) == STEPS
+    assert slopes[1] == pytest.approx(slopes[0], rel=1e-3)  # a difference over 0.01, in float32
+
+
+@pytest.mark.slow
 def test_four_processes_and_both_derivatives(tmp_path):
     runs = [{"derivative": how, "count": count} for how in ("forward", "central") for count in (1, 4)]
     succeed([run | {"folder": tmp_path / f"{run['derivative']}{run['count']}"} for run in runs])

@@ -68,9 +68,15 @@ def command(argv: Sequence[str]) -> int:
     where, device, journals, tf32, compiled, dry_run = (arguments.pop(name) for name in extra)
     settings = Settings(**{name: arguments.pop(name) for name in options})
     if dry_run:
-        from hidistill.cli.planned import Setting, foretell
+        from hidistill.cli.planned import Setting, foretell, launch, say, without
 
-        return foretell(recipe, arguments, Setting(processes=dry_run, device=device))
+        setting = Setting(
+            dry_run, settings.sharded, device=device, passes=settings.passes,
+            offload_optimizer=settings.offload_optimizer,
+        )  # fmt: skip
+        foretell(recipe, arguments, setting)
+        say(launch(without("dry-run", argv), dry_run))
+        return 0
     how = {"journals": journals, "tf32": tf32, "compiled": compiled}
     return carry_out(recipe, arguments, where, device=device, settings=settings, **how)
 
