@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, SanaTransformer2DModel
+from measuring.counting import MIB, held, saved
 from torch import Tensor
 
 from hidistill.conventions import Diffusion, Flow, Table
@@ -33,12 +34,6 @@ from hidistill.types import Batch
 
 RANKS = {"four networks": 0, "rank 8": 8, "rank 32": 32}
 SMALL = {"num_attention_heads": 6, "attention_head_dim": 64, "num_layers": 6}
-
-
-def held(tensors: Iterable[Tensor]) -> float:
-    """MiB of the storages behind tensors, each once."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values()) / 2**20
 
 
 def dit(**options) -> Network:  # noqa: ANN003 -- diffusers' own
@@ -61,22 +56,15 @@ def resident(line: str) -> float:
     return next(int(row.split()[1]) for row in status.splitlines() if row.startswith(line)) / 1024
 
 
-def saved(stage: Stage, batch: Batch, weights: Iterable[Tensor]) -> float:
+def kept(stage: Stage, batch: Batch, weights: Iterable[Tensor]) -> float:
     """MiB that the student's update keeps for its backward pass beside the weights."""
-    kept, own = [], {weight.untyped_storage()._cdata for weight in weights}
     update = stage.updates["student"]
     for parameter in update.parameters():
         parameter.requires_grad_(True)
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        update.objective(batch)
+    found = saved(lambda: update.objective(batch), weights) / MIB
     for parameter in update.parameters():
         parameter.requires_grad_(False)
-    return held(tensor for tensor in kept if tensor.untyped_storage()._cdata not in own)
+    return found
 
 
 def step(teacher: Network, rank: int, batch: Batch) -> tuple[Stage, list[Tensor]]:
@@ -102,9 +90,9 @@ def measured(rank: int) -> dict[str, float]:
     trained = sum(parameter.numel() for parameter in stage.updates["student"].parameters())
     return {
         "trained, millions": trained / 1e6,
-        "weights, MiB": held(weights),
-        "optimizers, MiB": held(moment for state in states for moment in state.values()),
-        "saved, MiB": saved(stage, batch, weights),
+        "weights, MiB": held(weights) / MIB,
+        "optimizers, MiB": held(moment for state in states for moment in state.values()) / MIB,
+        "saved, MiB": kept(stage, batch, weights),
         "peak, MiB": peak,
     }
 
@@ -124,7 +112,7 @@ def counted(name: str, teacher: Network) -> str:
             shared = deepcopy(teacher).to(kind)
             student, fake = roles(shared, rank)
             average = deepcopy(student)
-            size = held(weight for role in (shared, student, average, fake) for weight in role.parameters())
+            size = held(weight for role in (shared, student, average, fake) for weight in role.parameters()) / MIB
             whole = whole or size
             trained = sum(weight.numel() for weight in student.parameters()) / 1e6
             rows.append([label, str(kind).split(".")[1], f"{trained:.2f}", f"{size:.0f}", f"{size / whole:.3f}"])
