@@ -14,19 +14,18 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from copy import deepcopy
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, SanaTransformer2DModel
 from measuring.counting import MIB, held, saved
+from measuring.results import options, publish
 from torch import Tensor
 
 from hidistill.conventions import Diffusion, Flow, Table
 from hidistill.foreign.lora import LowRank, low_rank
 from hidistill.foreign.network import FlowMap, Network
 from hidistill.recipes.stages import refine
-from hidistill.scores import markdown
 from hidistill.teachers import diffusers_dit, sana
 from hidistill.train.loop import steps
 from hidistill.train.stage import Stage
@@ -99,13 +98,13 @@ def measured(rank: int) -> dict[str, float]:
 
 def in_a_process(rank: int) -> dict[str, float]:
     """`measured`, in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, str(rank)], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, "--rank", str(rank)], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 
-def counted(name: str, teacher: Network) -> str:
+def counted(teacher: Network) -> list[dict[str, object]]:
     """The weights of all roles, without data."""
-    rows = [[name, "network", "trained, millions", "weights, MiB", "of four networks"]]
+    rows: list[dict[str, object]] = []
     whole = 0.0
     for kind in (torch.float32, torch.bfloat16):
         for label, rank in RANKS.items():
@@ -115,15 +114,15 @@ def counted(name: str, teacher: Network) -> str:
             size = held(weight for role in (shared, student, average, fake) for weight in role.parameters()) / MIB
             whole = whole or size
             trained = sum(weight.numel() for weight in student.parameters()) / 1e6
-            rows.append([label, str(kind).split(".")[1], f"{trained:.2f}", f"{size:.0f}", f"{size / whole:.3f}"])
-    return markdown(rows)
+            row: dict[str, object] = {"roles": label, "network": str(kind).split(".")[1], "trained, millions": trained}
+            rows.append(row | {"weights, MiB": size, "of four networks": size / whole})
+    return rows
 
 
 def main() -> None:
     """Print all tables."""
-    lines = {label: in_a_process(rank) for label, rank in RANKS.items()}
-    header = ["DiT, 6 blocks of 384", *next(iter(lines.values()))]
-    rows = [[label, *(f"{value:.1f}" for value in line.values())] for label, line in lines.items()]
+    chosen = options(__doc__, "lora", clocks=()).parse_args()
+    rows: list[dict[str, object]] = [{"roles": label, **in_a_process(rank)} for label, rank in RANKS.items()]
     with torch.device("meta"):
         xl = DiTTransformer2DModel()
         small_sana = SanaTransformer2DModel(
@@ -138,13 +137,12 @@ def main() -> None:
         "DiT-XL/2": Network(xl, diffusers_dit.FAMILY, dit(**SMALL).convention),
         "SANA, 0.6 B": Network(small_sana, sana.FAMILY, Flow()),
     }
-    tables = [markdown([header, *rows]), *(counted(name, teacher) for name, teacher in networks.items())]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("hidistill", "torch", "diffusers", "peft"))
-    sys.stdout.write("\n".join([*tables, packages + "\n"]))
+    tables = {"DiT, 6 blocks of 384": rows} | {name: counted(teacher) for name, teacher in networks.items()}
+    sys.stdout.write(publish("lora", tables, chosen.out, packages=("diffusers", "peft")))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        sys.stdout.write(json.dumps(measured(int(sys.argv[1]))))
+    if sys.argv[1:2] == ["--rank"]:
+        sys.stdout.write(json.dumps(measured(int(sys.argv[2]))))
     else:
         main()
