@@ -29,7 +29,6 @@ from hidistill.recipes.caching import reader, write_cache
 from hidistill.recipes.originals import parts_at
 from hidistill.recipes.teachers import codec_at
 
-COUNT = 192
 LEVELS = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
 
 
@@ -53,10 +52,10 @@ def teachers(root: Path) -> dict[str, Path]:
     return found
 
 
-def pictures(root: Path) -> Path:
+def pictures(root: Path, count: int) -> Path:
     """A folder of JPEG files in two classes."""
     split = bundled("train")
-    for index in range(COUNT):
+    for index in range(count):
         place = root / f"class{index % 2}"
         place.mkdir(parents=True, exist_ok=True)
         small = Image.fromarray(split.images[index, 0].numpy()).convert("RGB")
@@ -64,21 +63,21 @@ def pictures(root: Path) -> Path:
     return root
 
 
-def rate(teacher: Path, images: Path, workers: int) -> tuple[float, float]:
+def rate(teacher: Path, images: Path, workers: int, count: int) -> tuple[float, float]:
     """Pictures a second, and cores at work."""
     with tempfile.TemporaryDirectory() as out:
         begin, spent = time.perf_counter(), processors()
         write_cache(teacher=teacher, images=str(images), out=Path(out) / "cache", size=256, workers=workers)
         took = time.perf_counter() - begin
-        return COUNT / took, (processors() - spent) / took
+        return count / took, (processors() - spent) / took
 
 
-def waiting(teacher: Path, images: Path, workers: int) -> float:
+def waiting(teacher: Path, images: Path, workers: int, count: int) -> float:
     """Percent of the time that the encoder waits for its pictures."""
     codec = codec_at(parts_at(teacher))
     read = reader(str(images), size=256, broken="refuse")
     waits, works = [], []
-    with feed(read, Stretch(0, COUNT // 2, 16, COUNT), workers=workers) as batches, torch.no_grad():
+    with feed(read, Stretch(0, count // 2, 16, count), workers=workers) as batches, torch.no_grad():
         begin = time.perf_counter()
         for batch in batches:
             ready = time.perf_counter()
@@ -95,15 +94,15 @@ def processors() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def row(name: str, teacher: Path, images: Path, rounds: int) -> dict[str, object]:
+def row(name: str, teacher: Path, images: Path, *, rounds: int, count: int) -> dict[str, object]:
     """One worker and two in turn."""
-    pairs = [(rate(teacher, images, 1), rate(teacher, images, 2)) for _ in range(rounds)]
+    pairs = [(rate(teacher, images, 1, count), rate(teacher, images, 2, count)) for _ in range(rounds)]
     one, two = zip(*pairs, strict=True)
     found: dict[str, object] = {"autoencoder": name}
     for workers, label, taken in ((1, "1 worker", one), (2, "2 workers", two)):
         found[f"{label}, pictures a second"] = median(rate for rate, _ in taken)
         found[f"{label}, cores at work"] = median(cores for _, cores in taken)
-        found[f"{label}, waiting, %"] = waiting(teacher, images, workers)
+        found[f"{label}, waiting, %"] = waiting(teacher, images, workers, count)
     return found | {"ratio": median(b / a for (a, _), (b, _) in pairs)}
 
 
@@ -111,12 +110,14 @@ def main() -> None:
     """Measure and write."""
     parser = options(__doc__, "caching", clocks=())
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--count", type=int, default=96, help="pictures; starting a worker weighs less among more")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        images = pictures(root / "pictures")
-        rows = [row(name, teacher, images, chosen.rounds) for name, teacher in teachers(root).items()]
+        images = pictures(root / "pictures", chosen.count)
+        shared = {"rounds": chosen.rounds, "count": chosen.count}
+        rows = [row(name, teacher, images, **shared) for name, teacher in teachers(root).items()]
     sys.stdout.write(publish("caching", {"Encoding pictures": rows}, chosen.out, packages=("diffusers",)))
 
 

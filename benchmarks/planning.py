@@ -104,7 +104,7 @@ def memory(cases: Cases) -> Rows:
 
 if __name__ == "__main__":
     parser = options(__doc__, "planning", clocks=())
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", default="", help="part of the names of the runs that are foretold")
     torch.set_num_threads(1)
     given = parser.parse_args()

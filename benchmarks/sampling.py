@@ -147,7 +147,7 @@ def measured(words: Sequence[str] | None = None) -> tuple[dict[str, list[dict[st
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="a teacher's weights, in the place of the demo's")
     parser.add_argument("--student", type=Path, help="its student's; without one an untrained one is timed")
     parser.add_argument("--judge", type=int, default=0, help="images that quality is judged by; 0 judges nothing")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 128])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--teacher-steps", type=int, nargs="*", default=[50, 250])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="the compiled student too, a minute for each batch")

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import peers.fastgen
@@ -119,35 +120,44 @@ def row(
     """One line of the table."""
     device = made.t.device.type
 
-    def step(losses: Losses) -> Callable[[], None]:
-        def total() -> Tensor:
+    def step(updates: Sequence[tuple[Pair, Losses]]) -> Callable[[], None]:
+        def total(losses: Losses) -> Tensor:
             with autocast(precision, device):
                 return losses()["total"]
 
-        return moving(pair.parameters, total)
+        calls = [moving(each.parameters, partial(total, losses)) for each, losses in updates]
 
-    apart = difference(pair)
-    calls = {"ours": step(pair.ours), "theirs": step(pair.theirs)}
+        def run() -> None:
+            for call in calls:
+                call()
+
+        return run
+
+    updates = pair.updates
+    apart = [difference(each) for each in updates]
+    calls = {"ours": step([(each, each.ours) for each in updates])}
+    calls["theirs"] = step([(each, each.theirs) for each in updates])
     with torch.no_grad():
         f = flops(lambda: made.student.mean_velocity(made.x_t, t=made.t, r=made.r, cond=made.batch.cond))
+    ours, theirs = (max(kept(each, getattr(each, side)) for each in updates) for side in ("ours", "theirs"))
     found = {
         "peer": peer,
         "step": pair.name,
-        "difference of losses": f"{apart['loss']:.0e}",
-        "of gradients": f"{apart['gradient']:.0e}" if pair.gradients else "-",
+        "difference of losses": f"{max(each['loss'] for each in apart):.0e}",
+        "of gradients": f"{max(each['gradient'] for each in apart):.0e}" if pair.gradients else "-",
         "ours, F": flops(calls["ours"]) / f,
         "theirs, F": flops(calls["theirs"]) / f,
-        "saved, ours / theirs": kept(pair, pair.ours) / kept(pair, pair.theirs),
+        "saved, ours / theirs": ours / theirs,
     }
-    fast: Losses | None = None
     if passes is not None:
-        fast = within(passes, pair.ours)
+        fast = [(each, within(passes, each.ours)) for each in updates]
         calls["compiled"] = step(fast)
-        found["compiled, difference"] = f"{difference(replace(pair, theirs=fast, gradients=True))['gradient']:.0e}"
+        off = [difference(replace(each, theirs=losses, gradients=True))["gradient"] for each, losses in fast]
+        found["compiled, difference"] = f"{max(off):.0e}"
     taken = in_turns(calls, rounds, clock=clock)
     found |= {f"{name}, s": Spread.of(seconds).text() for name, seconds in taken.items()}
     found["ours / theirs"] = ratio(taken["ours"], taken["theirs"]).text()
-    if fast is not None:
+    if passes is not None:
         found["compiled / theirs"] = ratio(taken["compiled"], taken["theirs"]).text()
     return found
 
