@@ -8,6 +8,8 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 # More words for the demo, e.g. make demo DEMO_FLAGS='--seed 1'.
 DEMO_FLAGS ?=
+# Where others' code lies that `make bench` compares with, e.g. make bench PEERS='--fastgen CHECKOUT'.
+PEERS ?=
 
 BIN := .venv/bin
 READY := .venv/ready
@@ -51,8 +53,13 @@ fmt: $(READY) ## format the code and repair what the linter can repair
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(READY) ## run every script of benchmarks/
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit; done
+# Tables go to runs/bench/ too, as JSON and Markdown.
+bench: $(READY) ## run every script of benchmarks/: within a quarter of an hour on two quiet cores
+	@for script in benchmarks/*.py; do \
+	  words=; [ "$$script" = benchmarks/side_by_side.py ] && words="$(PEERS)"; \
+	  echo "== $$script $$words"; begin=$$SECONDS; $(BIN)/python "$$script" $$words || exit; \
+	  echo "-- $$((SECONDS - begin)) s"; echo; \
+	done; echo "all of it: $$SECONDS s"
 
 docs: $(READY) ## check that the files, links and names in the documentation exist
 	$(BIN)/pytest -q tests/test_docs.py

@@ -8,14 +8,19 @@ Medians of three rounds through all sizes, so that a busy machine slows them ali
 import sys
 from statistics import median
 
+from measuring.results import options, publish
+
 from hidistill.cli.machine import forwards_per_second
-from hidistill.scores import markdown
 
 SIZES, ROUNDS = (16, 64, 128, 256, 500), 3
 
 
 if __name__ == "__main__":
+    chosen = options(__doc__, "batches", clocks=("wall",)).parse_args()
     rounds = [[forwards_per_second(size) for size in SIZES] for _ in range(ROUNDS)]
     rates = [median(column) for column in zip(*rounds, strict=True)]
-    lines = [[str(size), f"{rate:.0f}", f"{rate / max(rates):.2f}"] for size, rate in zip(SIZES, rates, strict=True)]
-    sys.stdout.write(markdown([["batch", "images a second", "of the quickest"], *lines]))
+    lines = [
+        {"batch": size, "images a second": rate, "of the quickest": rate / max(rates)}
+        for size, rate in zip(SIZES, rates, strict=True)
+    ]
+    sys.stdout.write(publish("batches", {"Forwards of the demo's student": lines}, chosen.out))

@@ -8,17 +8,24 @@ from copy import deepcopy
 
 import torch
 from measuring.counting import flops, moving
+from measuring.results import options, publish
 
 from hidistill.derivative import Forward
 from hidistill.discriminators.adaptive import Adaptive
 from hidistill.guidance import Guided
 from hidistill.recipes.stages import refine, sketch
-from hidistill.scores import markdown
 from hidistill.teachers.dit import DiT
 from hidistill.train.stage import Update
 from hidistill.types import Batch
 
 BATCH = 8
+COLUMNS = (
+    "sketch, 25 % r < t",
+    "sketch, 75 % r < t",
+    "refine, student",
+    "refine, student with trajectory",
+    "refine, critics",
+)
 
 
 def spent(update: Update, batch: Batch) -> int:
@@ -26,7 +33,7 @@ def spent(update: Update, batch: Batch) -> int:
     return flops(moving(update.parameters(), lambda: update.objective(batch).value.mean()))
 
 
-def costs(size: str, pixel_channels: int = 0) -> list[str]:
+def costs(size: str, pixel_channels: int = 0) -> dict[str, object]:
     """The line of one size."""
     teacher = DiT(image_size=28, channels=1, classes=10, size=size, pixel_channels=pixel_channels)
     teacher.requires_grad_(False)
@@ -41,18 +48,12 @@ def costs(size: str, pixel_channels: int = 0) -> list[str]:
     stages.append(refine(student, guided, fake, head, steps=10, trajectory=kept))
     updates = [*(stage.updates["student"] for stage in stages), stages[-1].updates["critics"]]
     name = f"{size}, {pixel_channels} pixel channels" if pixel_channels else size
-    return [name, f"{f / BATCH / 1e9:.3f}", *(f"{spent(update, batch) / f:.2f}" for update in updates)]
+    counted = {column: spent(update, batch) / f for column, update in zip(COLUMNS, updates, strict=True)}
+    return {"size": name, "F, GFLOP an image": f / BATCH / 1e9, **counted}
 
 
 if __name__ == "__main__":
-    header = [
-        "size",
-        "F, GFLOP an image",
-        "sketch, 25 % r < t",
-        "sketch, 75 % r < t",
-        "refine, student",
-        "refine, student with trajectory",
-        "refine, critics",
-    ]
+    chosen = options(__doc__, "flops", clocks=()).parse_args()
     networks = (("mini", 0), ("slim", 16), ("tiny", 0), ("compact", 0), ("S", 0))
-    sys.stdout.write(markdown([header, *(costs(*network) for network in networks)]))
+    rows = [costs(*network) for network in networks]
+    sys.stdout.write(publish("flops", {"Products of a step, in forwards F of the student": rows}, chosen.out))

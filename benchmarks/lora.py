@@ -14,18 +14,18 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from copy import deepcopy
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, SanaTransformer2DModel
+from measuring.counting import MIB, held, saved
+from measuring.results import options, publish
 from torch import Tensor
 
 from hidistill.conventions import Diffusion, Flow, Table
 from hidistill.foreign.lora import LowRank, low_rank
 from hidistill.foreign.network import FlowMap, Network
 from hidistill.recipes.stages import refine
-from hidistill.scores import markdown
 from hidistill.teachers import diffusers_dit, sana
 from hidistill.train.loop import steps
 from hidistill.train.stage import Stage
@@ -33,12 +33,6 @@ from hidistill.types import Batch
 
 RANKS = {"four networks": 0, "rank 8": 8, "rank 32": 32}
 SMALL = {"num_attention_heads": 6, "attention_head_dim": 64, "num_layers": 6}
-
-
-def held(tensors: Iterable[Tensor]) -> float:
-    """MiB of the storages behind tensors, each once."""
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values()) / 2**20
 
 
 def dit(**options) -> Network:  # noqa: ANN003 -- diffusers' own
@@ -61,22 +55,15 @@ def resident(line: str) -> float:
     return next(int(row.split()[1]) for row in status.splitlines() if row.startswith(line)) / 1024
 
 
-def saved(stage: Stage, batch: Batch, weights: Iterable[Tensor]) -> float:
+def kept(stage: Stage, batch: Batch, weights: Iterable[Tensor]) -> float:
     """MiB that the student's update keeps for its backward pass beside the weights."""
-    kept, own = [], {weight.untyped_storage()._cdata for weight in weights}
     update = stage.updates["student"]
     for parameter in update.parameters():
         parameter.requires_grad_(True)
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        update.objective(batch)
+    found = saved(lambda: update.objective(batch), weights) / MIB
     for parameter in update.parameters():
         parameter.requires_grad_(False)
-    return held(tensor for tensor in kept if tensor.untyped_storage()._cdata not in own)
+    return found
 
 
 def step(teacher: Network, rank: int, batch: Batch) -> tuple[Stage, list[Tensor]]:
@@ -102,40 +89,40 @@ def measured(rank: int) -> dict[str, float]:
     trained = sum(parameter.numel() for parameter in stage.updates["student"].parameters())
     return {
         "trained, millions": trained / 1e6,
-        "weights, MiB": held(weights),
-        "optimizers, MiB": held(moment for state in states for moment in state.values()),
-        "saved, MiB": saved(stage, batch, weights),
+        "weights, MiB": held(weights) / MIB,
+        "optimizers, MiB": held(moment for state in states for moment in state.values()) / MIB,
+        "saved, MiB": kept(stage, batch, weights),
         "peak, MiB": peak,
     }
 
 
 def in_a_process(rank: int) -> dict[str, float]:
     """`measured`, in a process of its own."""
-    done = subprocess.run([sys.executable, __file__, str(rank)], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, "--rank", str(rank)], check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
 
 
-def counted(name: str, teacher: Network) -> str:
+def counted(teacher: Network) -> list[dict[str, object]]:
     """The weights of all roles, without data."""
-    rows = [[name, "network", "trained, millions", "weights, MiB", "of four networks"]]
+    rows: list[dict[str, object]] = []
     whole = 0.0
     for kind in (torch.float32, torch.bfloat16):
         for label, rank in RANKS.items():
             shared = deepcopy(teacher).to(kind)
             student, fake = roles(shared, rank)
             average = deepcopy(student)
-            size = held(weight for role in (shared, student, average, fake) for weight in role.parameters())
+            size = held(weight for role in (shared, student, average, fake) for weight in role.parameters()) / MIB
             whole = whole or size
             trained = sum(weight.numel() for weight in student.parameters()) / 1e6
-            rows.append([label, str(kind).split(".")[1], f"{trained:.2f}", f"{size:.0f}", f"{size / whole:.3f}"])
-    return markdown(rows)
+            row: dict[str, object] = {"roles": label, "network": str(kind).split(".")[1], "trained, millions": trained}
+            rows.append(row | {"weights, MiB": size, "of four networks": size / whole})
+    return rows
 
 
 def main() -> None:
     """Print all tables."""
-    lines = {label: in_a_process(rank) for label, rank in RANKS.items()}
-    header = ["DiT, 6 blocks of 384", *next(iter(lines.values()))]
-    rows = [[label, *(f"{value:.1f}" for value in line.values())] for label, line in lines.items()]
+    chosen = options(__doc__, "lora", clocks=()).parse_args()
+    rows: list[dict[str, object]] = [{"roles": label, **in_a_process(rank)} for label, rank in RANKS.items()]
     with torch.device("meta"):
         xl = DiTTransformer2DModel()
         small_sana = SanaTransformer2DModel(
@@ -150,13 +137,12 @@ def main() -> None:
         "DiT-XL/2": Network(xl, diffusers_dit.FAMILY, dit(**SMALL).convention),
         "SANA, 0.6 B": Network(small_sana, sana.FAMILY, Flow()),
     }
-    tables = [markdown([header, *rows]), *(counted(name, teacher) for name, teacher in networks.items())]
-    packages = ", ".join(f"{name} {version(name)}" for name in ("hidistill", "torch", "diffusers", "peft"))
-    sys.stdout.write("\n".join([*tables, packages + "\n"]))
+    tables = {"DiT, 6 blocks of 384": rows} | {name: counted(teacher) for name, teacher in networks.items()}
+    sys.stdout.write(publish("lora", tables, chosen.out, packages=("diffusers", "peft")))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        sys.stdout.write(json.dumps(measured(int(sys.argv[1]))))
+    if sys.argv[1:2] == ["--rank"]:
+        sys.stdout.write(json.dumps(measured(int(sys.argv[2]))))
     else:
         main()

@@ -5,12 +5,12 @@
 Features are random numbers, nonnegative as pooled ones are. The default count takes seconds.
 """
 
-import argparse
 import resource
 import sys
 import time
 
 import torch
+from measuring.results import options, publish
 
 from hidistill.metrics.neighbors import Neighbors
 from hidistill.types import Features, Gallery, Images, Samples
@@ -34,18 +34,17 @@ def gallery(count: int, dim: int, seed: int, space: Given) -> Gallery:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = options(__doc__, "neighbors", clocks=())
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--dim", type=int, default=2048)
-    options = parser.parse_args()
+    chosen = parser.parse_args()
     space = Given()
-    real, generated = (gallery(options.count, options.dim, seed, space) for seed in (0, 1))
+    real, generated = (gallery(chosen.count, chosen.dim, seed, space) for seed in (0, 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin, cpu = time.perf_counter(), time.process_time()
     Neighbors(space, k=3)(Samples(generated, real))
     seconds, spent = time.perf_counter() - begin, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    sys.stdout.write(
-        f"{options.count:,} against {options.count:,}, {options.dim} features, {torch.get_num_threads()} threads: "
-        f"{seconds:,.0f} s, {spent:,.0f} s of processors, peak {peak / 2**20:.2f} GiB, before {before / 2**20:.2f}\n"
-    )
+    row = {"images": f"{chosen.count:,} against {chosen.count:,}", "features": chosen.dim, "s": seconds}
+    row |= {"s of processors": spent, "peak, GiB": peak / 2**20, "before, GiB": before / 2**20}
+    sys.stdout.write(publish("neighbors", {"Precision and recall": [row]}, chosen.out))

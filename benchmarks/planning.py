@@ -7,7 +7,6 @@ Both are told on one thread by the processor's clock, which stands still while o
 machine it is the wall's.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +17,9 @@ from statistics import median
 
 import torch
 from measuring.memory import allocated
+from measuring.results import options, publish
 
 from hidistill.recipes import fashion
-from hidistill.scores import markdown
 from hidistill.train.counting import count
 from hidistill.train.experiment import Experiment
 from hidistill.train.loop import steps
@@ -28,6 +27,7 @@ from hidistill.train.planning import plan
 from hidistill.train.rates import measured
 
 Cases = Mapping[str, Callable[[], Experiment]]
+Rows = list[dict[str, object]]
 PERIODS = 4
 """Of a stage's updates, that are timed."""
 
@@ -60,9 +60,9 @@ def seconds_of(experiment: Experiment) -> Iterator[float]:
         yield median(taken[1:])
 
 
-def times(cases: Cases, rounds: int) -> list[list[str]]:
+def times(cases: Cases, rounds: int) -> Rows:
     """Foretold and measured seconds of a step."""
-    lines = [["run", "stage", "GFLOP a step", "foretold, ms", "measured, ms", "foretold / measured", "over the rounds"]]
+    lines: Rows = []
     for name, make in cases.items():
         experiment = make()
         work = count(experiment)
@@ -77,17 +77,15 @@ def times(cases: Cases, rounds: int) -> list[list[str]]:
         for stage, pairs in found.items():
             ratios = sorted(said / real for said, real in pairs)
             said, real = (median(column) for column in zip(*pairs, strict=True))
-            spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-            lines.append(
-                [name, stage, f"{flops[stage] / 1e9:.2f}", f"{1e3 * said:.1f}", f"{1e3 * real:.1f}",
-                 f"{median(ratios):.2f}", spread]
-            )  # fmt: skip
+            line: dict[str, object] = {"run": name, "stage": stage, "GFLOP a step": flops[stage] / 1e9}
+            line |= {"foretold, ms": 1e3 * said, "measured, ms": 1e3 * real, "foretold / measured": median(ratios)}
+            lines.append(line | {"over the rounds": f"{ratios[0]:.2f} to {ratios[-1]:.2f}"})
     return lines
 
 
-def memory(cases: Cases) -> list[list[str]]:
+def memory(cases: Cases) -> Rows:
     """Foretold and measured bytes of each update, beyond what lasts."""
-    lines = [["run", "stage, update", "foretold, MiB", "measured, MiB", "foretold / measured"]]
+    lines: Rows = []
     for name, make in cases.items():
         experiment = make()
         work = count(experiment)
@@ -98,16 +96,18 @@ def memory(cases: Cases) -> list[list[str]]:
                     parameter.requires_grad_(False)
             for label, update in stage.updates.items():
                 real, said = allocated(update, batch), work[stage.name][label].peak_bytes
-                cells = (f"{said / 2**20:.1f}", f"{real / 2**20:.1f}", f"{said / real:.3f}")
-                lines.append([name, f"{stage.name}, {label}", *cells])
+                line: dict[str, object] = {"run": name, "stage, update": f"{stage.name}, {label}"}
+                line |= {"foretold, MiB": said / 2**20, "measured, MiB": real / 2**20}
+                lines.append(line | {"foretold / measured": said / real})
     return lines
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = options(__doc__, "planning", clocks=())
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", default="", help="part of the names of the runs that are foretold")
     torch.set_num_threads(1)
     given = parser.parse_args()
     chosen = {name: make for name, make in CASES.items() if given.only in name}
-    sys.stdout.write(markdown(times(chosen, given.rounds)) + "\n" + markdown(memory(chosen)))
+    tables = {"Seconds of a step": times(chosen, given.rounds), "Memory of an update": memory(chosen)}
+    sys.stdout.write(publish("planning", tables, given.out))

@@ -103,6 +103,7 @@ def rates(
     codec: Codec,
     device: str,
     clock: str,
+    warmup: int = 1,
 ) -> list[dict[str, object]]:
     """Latency and the best rate of each sampler."""
     taken: dict[str, dict[int, Spread]] = {name: {} for name in samplers}
@@ -114,7 +115,7 @@ def rates(
             name: (lambda sampler=sampler, noise=noise, cond=cond: codec.decode(sampler(noise, cond)))
             for name, sampler in samplers.items()
         }
-        for name, values in in_turns(calls, rounds, clock=clock).items():
+        for name, values in in_turns(calls, rounds, warmup, clock).items():
             taken[name][batch] = Spread.of(values)
     rows = []
     for name, found in taken.items():
@@ -146,7 +147,7 @@ def measured(words: Sequence[str] | None = None) -> tuple[dict[str, list[dict[st
     parser.add_argument("--teacher", type=Path, default=TEACHER, help="a teacher's weights, in the place of the demo's")
     parser.add_argument("--student", type=Path, help="its student's; without one an untrained one is timed")
     parser.add_argument("--judge", type=int, default=0, help="images that quality is judged by; 0 judges nothing")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 128])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--teacher-steps", type=int, nargs="*", default=[50, 250])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="the compiled student too, a minute for each batch")
@@ -163,14 +164,16 @@ def measured(words: Sequence[str] | None = None) -> tuple[dict[str, list[dict[st
     shared = {"net": teacher, "codec": Pixels(), "device": chosen.device, "clock": chosen.clock}
     rows = rates(students, batches=chosen.batches, rounds=chosen.rounds, **shared)
     best = {1, *(int(row["at a batch of"]) for row in rows if row["who"] == "student, 1 step")}  # type: ignore[call-overload]
-    rows += rates(many, batches=sorted(best), rounds=1, **shared) if many else []
+    once = {"rounds": 1, "warmup": 0}  # many steps warm up by themselves
+    rows += rates(many, batches=sorted(best), **once, **shared) if many else []
     sections = {f"Sampling, {chosen.size}, without a decoder": rows}
     codec = decoder(chosen.size, chosen.device)
     if not isinstance(codec, Pixels):
-        one = {"student, 1 step": students["student, 1 step"], "the decoder alone": lambda noise, _: noise}
-        sections["With a decoder"] = rates(
-            one, batches=[1], rounds=min(3, chosen.rounds), **(shared | {"codec": codec})
-        )
+        shared |= {"codec": codec, "batches": [1]}
+        few = {name: students[name] for name in ("student, 1 step", "student, 2 steps")}
+        few["the decoder alone"] = lambda noise, _: noise
+        sections["With a decoder"] = rates(few, rounds=min(3, chosen.rounds), **shared)
+        sections["With a decoder"] += rates(many, **once, **shared) if many else []
     if chosen.judge:
         sections[f"Quality of {chosen.judge} images"] = quality(students, chosen.judge, chosen.device)
     return sections, notes, chosen.out

@@ -5,7 +5,6 @@ batch; one with half of it, which is what each of two would ideally take; two pr
 takes beyond the second is communication, and waiting for one another.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
+from measuring.results import options, publish
 from torch.distributed.run import __file__ as torchrun
 
 from hidistill.derivative import Forward
@@ -83,13 +83,14 @@ def torchrun_once(count: int, *words: str) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def saving(size: str) -> None:
+def saving(size: str) -> list[dict[str, object]]:
     """Seconds for which a checkpoint holds up training, and until it is on the disk."""
     experiment = build(size)
     for _ in zip(range(2), steps(experiment.stages[1], experiment.batch_at, seed=0), strict=False):
         pass
     position = Position(1, 2, STEPS + 2)
     size_in_bytes = take(experiment, position, recipe="bench").bytes
+    rows: list[dict[str, object]] = []
     for background in (False, True):
         stalls, wholes = [], []
         for _ in range(5):
@@ -101,15 +102,15 @@ def saving(size: str) -> None:
                 saver.wait(lambda _: None)
                 wholes.append(time.perf_counter() - began)
                 saver.close()
-        sys.stdout.write(
-            f"| checkpoint of {size_in_bytes / 2**20:.0f} MiB, {'by a thread' if background else 'at once'} "
-            f"| {1000 * median(stalls):.0f} | {1000 * median(wholes):.0f} |\n"
-        )
+        how = f"checkpoint of {size_in_bytes / 2**20:.0f} MiB, {'by a thread' if background else 'at once'}"
+        waits = {"training waits, ms": 1000 * median(stalls), "on the disk after, ms": 1000 * median(wholes)}
+        rows.append({"saving": how} | waits)
+    return rows
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__, "scale", clocks=())
     parser.add_argument("--size", default="mini")
     parser.add_argument("--rows", type=int, default=0, help="measure one process of a run whose processes have so many")
     parser.add_argument("--sharded", action="store_true")
@@ -117,7 +118,7 @@ def main() -> None:
     if given.rows:
         measure(given.size, given.rows, sharded=given.sharded)
         return
-    sys.stdout.write("| | sketch, ms a step | refine, ms a step |\n|---|---|---|\n")
+    steps_taken: list[dict[str, object]] = []
     for name, count, rows, more in (
         ("1 process, 32 rows", 1, 32, ()),
         ("1 process, 16 rows", 1, 16, ()),
@@ -125,10 +126,10 @@ def main() -> None:
         ("2 processes, 16 rows each, networks in parts", 2, 16, ("--sharded",)),
     ):
         found = torchrun_once(count, "--size", given.size, "--rows", str(rows), *more)
-        sys.stdout.write(f"| {name} | {1000 * found['sketch']:.1f} | {1000 * found['refine']:.1f} |\n")
-        sys.stdout.flush()
-    sys.stdout.write("\n| | training waits, ms | on the disk after, ms |\n|---|---|---|\n")
-    saving("compact")
+        seconds = {f"{stage}, ms a step": 1000 * found[stage] for stage in ("sketch", "refine")}
+        steps_taken.append({"processes": name} | seconds)
+    tables = {f"Steps, {given.size}": steps_taken, "Checkpoints": saving("compact")}
+    sys.stdout.write(publish("scale", tables, given.out))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                     # about four minutes on two cores
     python benchmarks/step.py --counts            # what is counted alone, half a minute
+    python benchmarks/step.py --profile tiny S/2  # where the updates' time goes, by kinds of operations
 
 Counted for DiT of the demo's images (tiny) and of the latents of 256 x 256 pixels (S/2, B/2, XL/2), a batch of 8, on
 networks without data. Products are in forwards F of the student at the batch's size. "Saved" is what a forward call
@@ -11,6 +12,7 @@ rows have r < t, guidance is on in all of them, and no optimizer is part of it.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
@@ -18,6 +20,7 @@ from measuring.counting import MIB, flops, peak, saved
 from measuring.problems import BACK_ENDS, SIZES, Roles, refine_parts, roles, sketch_parts, torch_func, update_of
 from measuring.results import options, publish
 from measuring.timing import Spread, in_turns
+from torch.profiler import ProfilerActivity, profile
 
 from hidistill.derivative import Forward
 from hidistill.train.loop import autocast
@@ -107,15 +110,56 @@ def times(name: str, precision: str, device: str, rounds: int, clock: str = "wal
     ]
 
 
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "products": ("addmm", "mm", "bmm", "baddbmm", "convolution", "mkldnn_convolution"),
+    "attention": ("scaled_dot_product",),
+    "activations": ("gelu", "silu"),
+    "normalization": ("layer_norm", "group_norm"),
+    "copies": ("copy_", "cat"),
+}
+"""Parts of the names of torch's operations; products are named in full."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of an operation."""
+    if name in KINDS["products"]:
+        return "products"
+    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "other")
+
+
+def profiled(name: str, device: str, calls: int = 3) -> list[dict[str, object]]:
+    """Percent of the processor's time that each kind of operation takes, in the updates of both stages."""
+    made = roles(name, TIMED[name][0], device=device)
+    rows = []
+    for part, call in all_parts(made).items():
+        if "update" not in part and part != "sketch: whole step (forward)":
+            continue
+        call()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            for _ in range(calls):
+                call()
+        spent: Counter[str] = Counter()
+        for event in seen.key_averages():
+            spent[kind_of(event.key.removeprefix("aten::"))] += event.self_cpu_time_total
+        shares = {kind: 100 * spent[kind] / spent.total() for kind in (*KINDS, "other")}
+        rows.append({"size": name, "part": part} | shares)
+    return rows
+
+
 def main() -> None:
     """Count, time, write."""
     parser = options(__doc__, "step")
     parser.add_argument("--counts", action="store_true", help="count, and time nothing")
+    parser.add_argument("--profile", nargs="+", choices=list(TIMED), default=[], help="profile these sizes alone")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--precisions", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=0, help="rounds of timing; 0 is 7 for tiny and 3 for S/2")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args()
+    if chosen.profile:
+        rows = [row for name in chosen.profile for row in profiled(name, chosen.device)]
+        sys.stdout.write(publish("profile", {"Percent of the processor's time": rows}, chosen.out))
+        return
     sections: dict[str, list[dict[str, object]]] = {"Sizes": [totals(name) for name in chosen.sizes]}
     sections["Products and peak memory, a batch of 8"] = [row for name in chosen.sizes for row in counts(name)]
     if not chosen.counts:

@@ -12,13 +12,12 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from torch import get_num_threads
+from measuring.results import options, publish
 
 from hidistill.data.fashion import CLASSES
 from hidistill.discriminators.adaptive import Adaptive
 from hidistill.recipes.fashion import TEACHER
 from hidistill.recipes.judging import read_teacher
-from hidistill.scores import markdown
 from hidistill.view.answers import Answers
 from hidistill.view.cast import Match, Scene, Space
 from hidistill.view.wishes import IN_TURN
@@ -34,6 +33,7 @@ def seconds(answer: Callable[..., object], *words: object, **fields: object) -> 
 
 
 if __name__ == "__main__":
+    chosen = options(__doc__, "viewing", clocks=()).parse_args()
     teacher = read_teacher(TEACHER)
     student = teacher.student().eval().requires_grad_(False)
     head = Adaptive(teacher.feature_channels).eval()
@@ -53,5 +53,5 @@ if __name__ == "__main__":
             }
             for name, (answer, words, fields) in calls.items():
                 took = median(seconds(answer, *words, **fields) for _ in range(ROUNDS))
-                lines.append([name, str(steps), f"{took * 1e3:.0f}"])
-    sys.stdout.write(markdown([[f"page, {get_num_threads()} threads", "teacher's steps", "ms"], *lines]))
+                lines.append({"page": name, "teacher's steps": steps, "ms": took * 1e3})
+    sys.stdout.write(publish("viewing", {"The page's answers": lines}, chosen.out))

@@ -181,6 +181,15 @@ def test_attention_never_holds_all_scores():
     assert max(largest) == QUERIES * tokens
 
 
+@pytest.mark.parametrize(("dim", "sizes"), [(2, (3, -1)), (-1, (2, 6)), (0, (1, 2))])
+def test_unflatten_is_torchs(dim, sizes):
+    x, moved = torch.randn(2, 5, 2, 12).transpose(1, 2)
+    with dual_level(), DualRules():
+        found = unpack_dual(make_dual(x, moved).unflatten(dim, sizes))
+    assert torch.equal(found.primal, x.unflatten(dim, sizes))
+    assert torch.equal(found.tangent, moved.unflatten(dim, sizes))
+
+
 def test_kernels_for_gpus_say_what_they_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "jvp_flash_attention.jvp_attention", None)
     with pytest.raises(ImportError, match="pip install --no-deps jvp-flash-attention"):

@@ -73,6 +73,19 @@ def test_refine(parts, head):
     assert 5.0 < cost(stage.updates["critics"], batch, f) <= 7.0
 
 
+def test_a_reused_draw_spares_the_critics_a_sample_and_its_features(parts):
+    """Sample 1, and the teacher up to its last tap, at three quarters of its depth."""
+    teacher, student, batch, f = parts
+    fake = teacher.teacher.from_config(teacher.teacher.config).requires_grad_(False)
+    head = Adaptive(teacher.feature_channels).requires_grad_(False)
+    costs = []
+    for reuse in (False, True):
+        stage = refine(student, teacher, fake, head, steps=10, reuse=reuse)
+        costs.append([cost(stage.updates[name], batch, f) for name in ("student", "critics")])
+    assert costs[1][0] == pytest.approx(costs[0][0], abs=0.01)
+    assert 1.7 < costs[0][1] - costs[1][1] < 2.0
+
+
 def test_a_trajectory_kept_in_refine_costs_one_sketch_step(parts):
     """What the student's update costs is the sum of both, and the critics pay nothing for it."""
     teacher, student, batch, f = parts

@@ -5,7 +5,16 @@ import torch
 from randomized import randomized
 
 from hidistill.guidance import Guided
-from hidistill.inference import CompiledStudent, LowPrecision, LowPrecisionField, Replayed, int8_weights, lowered
+from hidistill.inference import (
+    CompiledStudent,
+    LowPrecision,
+    LowPrecisionField,
+    Replayed,
+    casting_anew,
+    int8_weights,
+    lowered,
+    signature,
+)
 from hidistill.sampling import jump
 from hidistill.teachers.dit import DiT
 from hidistill.types import Student, Teacher, VelocityField
@@ -85,6 +94,43 @@ def test_a_graph_for_gpus_is_refused_elsewhere():
         jump(student, torch.randn(3, 2, 8, 8), cond=LABELS)
 
 
+def test_a_pass_that_is_recorded_casts_its_weights_itself():
+    """Autocast remembers what it cast of a weight that requires a gradient, and goes on taking that once it moved."""
+    student, x_t = net().student().requires_grad_(True), torch.randn(3, 2, 8, 8)
+    at = {"t": T, "r": 0.5 * T, "cond": LABELS}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = student.mean_velocity(x_t, **at)
+        student.net.unpatchify.weight.mul_(2)
+        student.net.pixels.join.weight.mul_(2)
+        with casting_anew("cpu"):
+            recorded = student.mean_velocity(x_t, **at)
+            assert torch.get_autocast_dtype("cpu") == torch.bfloat16
+            assert torch.is_autocast_enabled("cpu")
+        torch.clear_autocast_cache()
+        expected = student.mean_velocity(x_t, **at)
+    assert torch.equal(recorded, expected)
+    assert not torch.equal(recorded, before)
+
+
+def test_casting_anew_casts_nothing_where_autocast_is_off():
+    layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+    with casting_anew("cpu"):
+        assert layer(x).dtype == torch.float32
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_recording_is_told_apart_by_shape_type_and_autocast():
+    x, y = torch.zeros(2, 3), torch.zeros(2)
+    plain = signature([x, y])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = signature([x, y])
+    with torch.autocast("cpu", torch.float16):
+        half = signature([x, y])
+    others = [low, half, signature([x.double(), y]), signature([x[:1], y])]
+    assert len({plain, *others}) == 5
+    assert signature([x + 1, y]) == plain
+
+
 def test_int8_without_torchao_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ImportError, match=r"pip install 'hidistill\[int8\]'"):
@@ -111,3 +157,18 @@ def test_a_replayed_pass_is_the_pass():
                 jump(replayed, noise, cond=labels, times=times), jump(student, noise, cond=labels, times=times)
             )
     assert len(replayed.recorded) == 1
+
+
+@pytest.mark.gpu
+def test_a_replayed_pass_under_autocast_sees_weights_move():
+    student = net().student().cuda().requires_grad_(True)
+    replayed, x_t = Replayed(student), torch.randn(3, 2, 8, 8, device="cuda")
+    at = {"t": T.cuda(), "r": 0.5 * T.cuda(), "cond": LABELS.cuda()}
+    exact = replayed.mean_velocity(x_t, **at)
+    for _ in range(2):
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            torch.testing.assert_close(replayed.mean_velocity(x_t, **at), student.mean_velocity(x_t, **at))
+        with torch.no_grad():
+            student.net.unpatchify.weight.mul_(2)
+    assert len(replayed.recorded) == 2
+    assert not torch.equal(replayed.mean_velocity(x_t, **at), exact)

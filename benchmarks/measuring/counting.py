@@ -4,7 +4,6 @@ Everything also works on the meta device, without data, where XL/2 costs a secon
 """
 
 import gc
-import weakref
 from collections.abc import Callable, Iterable
 
 import torch
@@ -12,18 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
+
+from hidistill.train.counting import Tally
 
 MIB = 2**20
 
 
 def flops(run: Callable[[], object]) -> int:
     """Products of one call, forward and backward; attention is counted because it is unfused."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with Tally() as counted, sdpa_kernel(SDPBackend.MATH):
         run()
-    return counter.get_total_flops()
+    return counted.flops
 
 
 class Fused(TorchFunctionMode):
@@ -63,45 +61,12 @@ def saved(run: Callable[[], object], weights: Iterable[Tensor]) -> int:
     return total
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes that tensors made within it held at one time; gradients are among them, what was there is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self.alive: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204 -- torch's signature
-        """Run, then see what is new."""
-        del types
-        before = {key(tensor) for tensor in tree_iter((args, kwargs)) if isinstance(tensor, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor) and key(tensor) not in self.alive and key(tensor) not in before:
-                self.add(tensor)
-        return out
-
-    def add(self, tensor: Tensor) -> None:
-        """Count a storage until it is freed."""
-        storage = tensor.untyped_storage()
-        size, name = storage.nbytes(), key(tensor)
-        self.alive.add(name)
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self.drop, name, size)
-
-    def drop(self, name: int, size: int) -> None:
-        """A storage was freed."""
-        self.alive.discard(name)
-        self.now -= size
-
-
 def peak(run: Callable[[], object]) -> int:
     """Bytes that a call held at most beside what was there before it."""
     gc.collect()
-    with Fused(), Peak() as watch:
+    with Fused(), Tally() as counted:
         run()
-    return watch.most
+    return counted.peak
 
 
 def moving(parameters: Iterable[Tensor], run: Callable[[], Tensor]) -> Callable[[], None]:

@@ -18,14 +18,15 @@ from hidistill.scores import markdown
 ROOT = Path(__file__).parents[2]
 
 
-def options(description: str | None, name: str) -> argparse.ArgumentParser:
-    """Options that every script has."""
+def options(description: str | None, name: str, *, clocks: Sequence[str] = ("wall", "cpu")) -> argparse.ArgumentParser:
+    """Options that every script has, and the choice of a clock where there is one."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, prog=f"benchmarks/{name}.py"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench", help="folder of the JSON and Markdown")
     words = "time that passes, or this process's own: for a busy machine and one thread"
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help=words)
+    if len(clocks) > 1:
+        parser.add_argument("--clock", choices=clocks, default=clocks[0], help=words)
     return parser
 
 
@@ -53,7 +54,9 @@ def machine() -> str:
 
 def relative(word: str) -> str:
     """A path within the repository without what lies above it."""
-    return str(Path(word).resolve().relative_to(ROOT)) if Path(word).resolve().is_relative_to(ROOT) else word
+    path = Path(word).resolve()
+    named = Path(word).is_absolute() or path.exists()
+    return str(path.relative_to(ROOT)) if named and path.is_relative_to(ROOT) else word
 
 
 def installed(name: str) -> str:

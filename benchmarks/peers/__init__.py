@@ -27,6 +27,7 @@ class Pair:
         theirs: the peer's, under the same names.
         parameters: what both go back to.
         gradients: whether both should give the same gradients: ours scale that of the adversarial term, theirs do not.
+        then: the update behind it, where a step has two.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Pair:
     theirs: Callable[[], Losses]
     parameters: Sequence[Tensor]
     gradients: bool = True
+    then: "Pair | None" = None
+
+    @property
+    def updates(self) -> Sequence["Pair"]:
+        """This one and those behind it."""
+        return (self,) if self.then is None else (self, *self.then.updates)
 
 
 def load(peer: str, module: str, folder: Path | None, needs: str) -> ModuleType:

@@ -1,6 +1,7 @@
 """NVlabs/FastGen (arXiv 2505.13447 and 2405.14867): its MeanFlow with a guided teacher, and its DMD2."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hidistill.derivative import Forward
 from hidistill.objectives.adversarial import Fool, Softplus, TellApart
-from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples
+from hidistill.objectives.combine import Handover, OnGenerated, OnNoised, OnSamples
 from hidistill.objectives.dmd import DMD
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.objectives.meanflow import MeanFlow
@@ -32,6 +33,9 @@ def pairs(roles: Roles, folder: Path | None) -> Sequence[Pair]:
     found = [sketch(roles)]
     for adversarial in (False, True):
         found += refine(roles, adversarial)
+        first, second = refine(roles, adversarial, Handover())
+        words = "with a discriminator" if adversarial else "without a discriminator"
+        found.append(replace(first, name=f"refine {words}: student, then critics on its draw", then=second))
     return found
 
 
@@ -148,8 +152,8 @@ class At:
         return self.value[: len(like)]
 
 
-def refine(roles: Roles, adversarial: bool) -> list[Pair]:
-    """The student's step and the critics'."""
+def refine(roles: Roles, adversarial: bool, handover: Handover | None = None) -> list[Pair]:
+    """The student's step and the critics', who take our draw from it if there is a handover."""
     from fastgen.methods import DMD2Model
 
     class Head(nn.Module):
@@ -178,8 +182,10 @@ def refine(roles: Roles, adversarial: bool) -> list[Pair]:
     x_s = (1 - LATEST) * batch.x + LATEST * noise.flip(0)
     words = "with a discriminator" if adversarial else "without a discriminator"
     judges = {"dmd": DMD(roles.fake)} | ({"gan": Fool(roles.head, Softplus())} if adversarial else {})
-    noised = OnNoised(roles.guided, At(t), judges, 0.3 if adversarial else 0.0, noise=At(noise))
-    moves = OnSamples(roles.student, {"judged": noised}, True, (LATEST,), noise=At(noise.flip(0)))
+    size, passed = (0.3, handover) if adversarial else (0.0, None)
+    noised = OnNoised(roles.guided, At(t), judges, size, noise=At(noise), handover=passed)
+    drawn = {"starts": (LATEST,), "noise": At(noise.flip(0)), "handover": handover}
+    moves = OnSamples(roles.student, {"judged": noised}, True, **drawn)
 
     def our_student() -> Losses:
         loss = moves(batch)
@@ -196,7 +202,7 @@ def refine(roles: Roles, adversarial: bool) -> list[Pair]:
     if adversarial:
         both = At(torch.cat([noise, noise]))
         critics["gan"] = TellApart(roles.teacher, roles.head, At(t), Softplus(), noise=both)
-    learns = OnSamples(roles.student, critics, False, (LATEST,), noise=At(noise.flip(0)))
+    learns = OnSamples(roles.student, critics, False, **drawn)
 
     def our_critics() -> Losses:
         loss = learns(batch)

@@ -64,17 +64,19 @@ class Compiled:
 
     Args:
         derivative: `Forward`; `Central` looks at the times and cannot be traced.
+        backend: of torch.compile; "aot_eager" makes no kernels, and tells in seconds whether a student can be traced.
 
     Raises:
         torch._dynamo.exc.Unsupported: when called, if the student cannot be one graph.
     """
 
     derivative: Derivative = field(default_factory=Forward)
+    backend: str = "inductor"
 
     @cached_property
     def graph(self) -> Callable[..., Points]:
         """What is compiled."""
-        return torch.compile(self.derivative.__call__, fullgraph=True, dynamic=False)
+        return torch.compile(self.derivative.__call__, fullgraph=True, dynamic=False, backend=self.backend)
 
     def __call__(self, student: Student, x_t: Points, *, t: Times, r: Times, cond: Cond, direction: Points) -> Points:
         """See `types.Derivative`."""

@@ -46,6 +46,8 @@ class DualRules(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (F.linear, F.conv1d, F.conv2d, F.conv3d):
             return affine(func, *args, **kwargs)
+        if func is Tensor.unflatten:  # not a key of `rules`, where torch.compile does not find it
+            return unflatten(*args, **kwargs)
         rule = self.rules.get(func)
         return func(*args, **kwargs) if rule is None else rule(*args, **kwargs)
 
@@ -165,6 +167,12 @@ def attend(query: Dual, key: Dual, value: Dual) -> tuple[Tensor, Tensor]:
         tangent = added(tangent, moved.to(v.dtype), v)
     assert tangent is not None
     return out.view(*batch, *out.shape[1:]), tangent.view(*batch, *out.shape[1:])
+
+
+def unflatten(input: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """`Tensor.unflatten` by `reshape`: torch writes it in Python, which torch.compile cannot trace under a mode."""
+    dim %= input.ndim
+    return input.reshape(*input.shape[:dim], *sizes, *input.shape[dim + 1 :])
 
 
 def flat(dual: Dual, batch: Sequence[int]) -> Dual:

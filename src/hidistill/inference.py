@@ -1,6 +1,7 @@
 """Networks that do not learn, in the form in which they answer quickest: low precision, compiled, replayed, int8."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -104,7 +105,7 @@ class CompiledStudent:
 
 @dataclass(frozen=True)
 class Replayed:
-    """A student whose pass is recorded as a CUDA graph once for each shape, and replayed; without gradient.
+    """A student whose pass is recorded as a CUDA graph once for each shape and precision, and replayed; no gradient.
 
     At small batches a GPU waits for the CPU that launches its kernels; a graph is one launch. Weights must stay where
     they are: a student that was moved or loaded anew must be wrapped anew.
@@ -129,7 +130,7 @@ class Replayed:
         if not isinstance(cond, Tensor):
             raise ValueError(f"a condition of type {type(cond).__name__} came; a recorded student takes one tensor")
         given = (x_t, t, r, cond)
-        key = tuple((each.shape, each.dtype, each.device) for each in given)
+        key = signature(given)
         if key not in self.recorded:
             self.recorded[key] = self.record(given)
         graph, places, answer = self.recorded[key]
@@ -144,14 +145,31 @@ class Replayed:
         x_t, t, r, cond = places
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), casting_anew(x_t.device.type):
             for _ in range(3):
                 self.student.mean_velocity(x_t, t=t, r=r, cond=cond)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph), casting_anew(x_t.device.type):
             answer = self.student.mean_velocity(x_t, t=t, r=r, cond=cond)
         return graph, places, answer
+
+
+def signature(given: Sequence[Tensor]) -> Hashable:
+    """What a recorded pass holds for: shapes, types and devices, and autocast's precision."""
+    device = given[0].device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return autocast, tuple((each.shape, each.dtype, each.device) for each in given)
+
+
+def casting_anew(device: str) -> AbstractContextManager:
+    """Autocast as it is, on a kind of device, but for its memory of weights that were cast.
+
+    It keeps those that require a gradient, also where none is taken. A graph recorded with one would read it after it
+    is freed, and after the weight has moved.
+    """
+    enabled, precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return torch.autocast(device, precision, enabled=enabled, cache_enabled=False)
 
 
 def int8_weights(module: nn.Module) -> nn.Module:

@@ -165,12 +165,22 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rollout:
-    """Real samples beside the student's samples for the same conditions."""
+    """Real samples beside the student's samples for the same conditions.
+
+    Args:
+        real: clean samples of data.
+        generated: the student's.
+        cond: the conditions of both.
+        step: of the stage.
+        noised: the generated samples, noised and passed through the teacher already, without gradient; None if they
+            were not.
+    """
 
     real: Points
     generated: Points
     cond: Cond
     step: int = 0
+    noised: "Noised | None" = None
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from hidistill.discriminators.adaptive import Adaptive
 from hidistill.discriminators.per_token import PerToken
 from hidistill.guidance import Guided
 from hidistill.objectives.adversarial import Fool, Hinge, Softplus, TellApart
-from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples, Sum
+from hidistill.objectives.combine import Handover, OnGenerated, OnNoised, OnSamples, Sum
 from hidistill.objectives.dmd import DMD
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.objectives.meanflow import MeanFlow
 from hidistill.objectives.regression import Paired, Regression, stored
 from hidistill.path import interpolate
+from hidistill.share import Share, holding
 from hidistill.teachers.dit import DiT, Size
 from hidistill.times import Uniform
 from hidistill.train.loop import steps
@@ -27,7 +28,7 @@ COND = torch.tensor([0, 1, 2, 0, 1])
 
 @dataclass(frozen=True)
 class Watched:
-    """A teacher that notes which of its methods are called."""
+    """A teacher, or a student, that notes which of its methods are called."""
 
     teacher: object
     calls: list[str] = field(default_factory=list)
@@ -47,6 +48,10 @@ class Watched:
     def probe(self, x_t, *, t, cond):
         self.calls.append("probe")
         return self.teacher.probe(x_t, t=t, cond=cond)
+
+    def mean_velocity(self, x_t, *, t, r, cond):
+        self.calls.append("mean_velocity")
+        return self.teacher.mean_velocity(x_t, t=t, r=r, cond=cond)
 
     def null(self, cond):
         return self.teacher.null(cond)
@@ -394,3 +399,52 @@ def test_impossible_combinations_are_refused(parts):
         OnNoised(teacher, terms=keep, feature_gradient=-0.1)
     with pytest.raises(ValueError, match=r"\['other'\]; the terms are \['keep'\]"):
         OnNoised(teacher, terms=keep, weights={"other": 1.0})
+
+
+class Same:
+    """A law of times, or of noise, that always draws the same."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def sample(self, like):
+        return self.value[: len(like)]
+
+    def __call__(self, like):
+        return self.value[: len(like)]
+
+
+def test_critics_lose_the_same_on_what_the_students_update_left(parts):
+    """Its samples, and the teacher's pass of them: neither is made again, and the losses are those of an own draw."""
+    teacher, fake, discriminator = parts
+    watched, student = Watched(teacher), Watched(randomized(network().student()))
+    t, noise = 0.1 + 0.8 * torch.rand(SHAPE[0]), torch.randn(2 * SHAPE[0], *SHAPE[1:])
+    start, late, law = Same(torch.randn(SHAPE)), Same(noise[SHAPE[0] :]), Same(t)
+    batch, losses = Batch(torch.randn(SHAPE), COND, step=3), []
+    for handover in (None, Handover()):
+        judged = OnNoised(watched, law, {"gan": Fool(discriminator)}, 0.3, noise=late, handover=handover)
+        OnSamples(student, {"judged": judged}, differentiable=True, noise=start, handover=handover)(batch)
+        watched.calls.clear()
+        student.calls.clear()
+        game = TellApart(watched, discriminator, law, penalty=0.5, noise=Same(noise))
+        terms = {"fake": OnGenerated(FlowMatching(fake, law, noise=late)), "gan": game}
+        torch.manual_seed(2)  # of the penalty's direction
+        losses.append(OnSamples(student, terms, differentiable=False, noise=start, handover=handover)(batch))
+        assert watched.calls == ["features"]
+        assert student.calls == ([] if handover else ["mean_velocity"])
+    torch.testing.assert_close(losses[1].value, losses[0].value)
+    torch.testing.assert_close(losses[1].metrics, losses[0].metrics)
+
+
+def test_what_is_left_is_taken_once_and_in_its_own_step():
+    handover, rollout = Handover(), Rollout(torch.zeros(SHAPE), torch.ones(SHAPE, requires_grad=True), COND, step=4)
+    handover.leave(rollout)
+    with holding(Share(1, 2)):
+        assert handover.take(4) is None  # other rows
+    taken = handover.take(4)
+    assert torch.equal(taken.generated, rollout.generated)
+    assert not taken.generated.requires_grad
+    assert handover.take(4) is None
+    handover.leave(rollout)
+    assert handover.take(5) is None
+    assert handover.take(4) is None

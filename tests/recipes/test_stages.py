@@ -14,6 +14,8 @@ from hidistill.objectives.meanflow import MeanFlow
 from hidistill.recipes.stages import ALIGNMENTS, refine, sketch
 from hidistill.teachers.dit import DiT, Size
 from hidistill.teachers.mixture import ExactFlowMap
+from hidistill.train.distributed.work import Work
+from hidistill.train.loop import steps
 from hidistill.types import Batch
 
 
@@ -55,6 +57,41 @@ def test_an_alignment_alone_has_no_critics(teacher):
     stage = refine(teacher.student(), Guided(teacher, 1.5), None, None, steps=2, alignment=ALIGNMENTS["energy"])
     assert list(stage.updates) == ["student"]
     assert stage.updates["student"].every == 1
+
+
+def rested(stage, *, passes=1):
+    """Run three steps, in the second of which the student moves."""
+    x = torch.randn(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    reports = steps(stage, lambda step: Batch(x[step], torch.arange(4) % 2), seed=0, work=Work(passes=passes))
+    found = [report.metrics for report in reports]
+    assert [any(name.startswith("student") for name in metrics) for metrics in found] == [False, True, False]
+    return found
+
+
+def test_a_draw_that_is_reused_is_the_same_in_one_pass_or_two(teacher):
+    """Each pass takes the rows that it left; in steps in which the student rests critics draw themselves."""
+    randomized(teacher).requires_grad_(False)
+    found = []
+    for passes in (1, 2):
+        torch.manual_seed(1)
+        stage = refine(teacher.student(), Guided(teacher, 1.5), deepcopy(teacher), None, steps=3, reuse=True)
+        found.append(rested(stage, passes=passes))
+        found[-1][1].pop("student/dmd_gradient")  # a root, of which the mean over passes is another
+    for one, two in zip(*found, strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+
+
+@pytest.mark.parametrize("on_fake", [False, True])
+def test_with_a_reused_draw_the_student_moves_first_and_all_learn(teacher, on_fake):
+    randomized(teacher).requires_grad_(False)
+    student, fake, head = teacher.student(), deepcopy(teacher), Adaptive(teacher.feature_channels)
+    learners = (student, fake, head)
+    before = [deepcopy(module.state_dict()) for module in learners]
+    stage = refine(student, Guided(teacher, 1.5), fake, head, steps=3, reuse=True, on_fake=on_fake)
+    assert list(stage.updates) == ["student", "critics"]
+    rested(stage)
+    for old, module in zip(before, learners, strict=True):
+        assert any(not torch.equal(old[name], weight) for name, weight in module.named_parameters())
 
 
 def test_on_the_fake_scores_features_both_learn_in_one_update(teacher):

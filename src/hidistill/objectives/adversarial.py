@@ -4,7 +4,7 @@ The features are the frozen teacher's, or the fake score's (arXiv 2405.14867, se
 update's optimizer holds, and weights that require no gradient get none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -126,9 +126,9 @@ class TellApart:
 
     def __call__(self, rollout: Rollout) -> Loss:
         """Draw times and noises, then judge."""
-        real = rollout.real
-        t = self.times.sample(real)
-        noise = self.noise(torch.cat([real, rollout.generated]))
+        real, passed = rollout.real, rollout.noised
+        t = self.times.sample(real) if passed is None else passed.t
+        noise = self.noise(torch.cat([real, rollout.generated]) if passed is None else real)
         if not self.penalty:
             return self.at(rollout, t=t, noise=noise, direction=real[:0])
         paying = front(len(real), self.penalty_share, least=1)
@@ -140,19 +140,18 @@ class TellApart:
         """The loss at given times and noise.
 
         Args:
-            rollout: real and generated samples.
+            rollout: real and generated samples; where these were noised and passed already, that pass is taken, which
+                must be of this teacher and at these times.
             t: their times, (b,).
-            noise: (2b, ...), first the real rows', then the generated ones'.
+            noise: (2b, ...), first the real rows', then the generated ones'; (b, ...) where these were passed already.
             direction: n of the penalty for the first rows, as many as pay it; none without a penalty.
             paying: rows of the whole batch that pay it, where this is a share of one; None is those of `direction`.
         """
         b, count = len(t), len(direction)
         paying = count if paying is None else paying
-        x_t = interpolate(torch.cat([rollout.real, rollout.generated]).detach(), noise, torch.cat([t, t]))
-        moved = x_t[:count] + self.penalty_step * direction
         cond = concatenate(concatenate(rollout.cond, rollout.cond), rows_of(rollout.cond, slice(count)))
         times = torch.cat([t, t, t[:count]])
-        features = self.teacher.features(torch.cat([x_t, moved]), t=times, cond=cond)
+        features = self.features(rollout, t=t, noise=noise, direction=direction)
         # One pass for all: spectral norms change from pass to pass, which a difference quotient would take for slope.
         logits = self.discriminator(features, t=times, cond=cond).float()
         real, generated, beside = logits.split([b, b, count])
@@ -167,6 +166,20 @@ class TellApart:
             metrics["slope"] = slope.detach().sum() / b
             value = value + self.penalty * F.pad(slope, (0, b - count))
         return Loss(value, metrics)
+
+    def features(self, rollout: Rollout, *, t: Times, noise: Tensor, direction: Tensor) -> Sequence[Tensor]:
+        """Of the real rows, the generated ones, and those beside the first real ones; see `at`."""
+        b, count, passed = len(t), len(direction), rollout.noised
+        here = [rollout.real] if passed is not None else [rollout.real, rollout.generated]
+        x_t = interpolate(torch.cat(here).detach(), noise, t.repeat(len(here)))
+        moved = x_t[:count] + self.penalty_step * direction
+        times, cond = torch.cat([t.repeat(len(here)), t[:count]]), rollout.cond
+        cond = concatenate(cond if passed is not None else concatenate(cond, cond), rows_of(cond, slice(count)))
+        layers = self.teacher.features(torch.cat([x_t, moved]), t=times, cond=cond)
+        if passed is None:
+            return layers
+        pairs = zip(layers, passed.probe.features, strict=True)
+        return [torch.cat([layer[:b], known, layer[b:]]) for layer, known in pairs]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,37 @@ class Sum:
         return total(losses, self.weights or {})
 
 
+class Handover:
+    """What the student's update of a step leaves to the updates behind it: its samples, and their pass when noised.
+
+    Between drawing and taking the student must not have moved further than by its own update, and the noised pass must
+    be of a network that nobody moves. Nothing outlives its step, so that a run taken up again is the same run.
+    """
+
+    def __init__(self) -> None:
+        self.step = -1
+        self.left: dict[int, Rollout] = {}
+
+    def leave(self, rollout: Rollout) -> None:
+        """Leave the samples of the rows at work."""
+        if rollout.step != self.step:
+            self.left.clear()
+        self.step = rollout.step
+        self.left[current().index] = replace(rollout, generated=rollout.generated.detach())
+
+    def add(self, noised: Noised) -> None:
+        """Leave their pass too."""
+        probe = Probe(noised.probe.velocity, [layer.detach() for layer in noised.probe.features])
+        bare = replace(noised, x_0=noised.x_0.detach(), x_t=noised.x_t.detach(), probe=probe, known=())
+        self.left[current().index] = replace(self.left[current().index], noised=bare)
+
+    def take(self, step: int) -> Rollout | None:
+        """What was left in this step for the rows at work, once; None if nothing was."""
+        if step != self.step:
+            self.left.clear()
+        return self.left.pop(current().index, None)
+
+
 @dataclass(frozen=True)
 class OnSamples:
     """Draws the student's samples once and lets every term judge the same ones.
@@ -66,6 +97,8 @@ class OnSamples:
         starts: times s; rows take them in turn.
         weights: factor of each term; 1 where absent.
         noise: draws what a jump from s = 1 starts at; as the teacher has learned it.
+        handover: where differentiable samples are left, and where others are taken from if there are any; None draws
+            always.
     """
 
     student: Student
@@ -74,6 +107,7 @@ class OnSamples:
     starts: tuple[float, ...] = (1.0,)
     weights: Mapping[str, float] | None = None
     noise: NoiseLaw = torch.randn_like
+    handover: Handover | None = None
 
     def __post_init__(self) -> None:
         """Refuse starts outside (0, 1], no terms, and weights of nothing."""
@@ -82,15 +116,25 @@ class OnSamples:
             raise ValueError(f"starts={self.starts}: the times that samples start from must be in (0, 1]; 1 is noise")
 
     def __call__(self, batch: Batch) -> Loss:
-        """Draw, then judge."""
+        """Draw or take, then judge."""
+        rollout = None
+        if self.handover is not None and not self.differentiable:
+            rollout = self.handover.take(batch.step)
+        if rollout is None:
+            rollout = self.draw(batch)
+        if self.handover is not None and self.differentiable:
+            self.handover.leave(rollout)
+        return total({name: term(rollout) for name, term in self.terms.items()}, self.weights or {})
+
+    def draw(self, batch: Batch) -> Rollout:
+        """The student's samples."""
         noise = self.noise(batch.x)
         s = torch.tensor(in_turn(self.starts, len(noise)), device=noise.device)
         x_s = noise if set(self.starts) == {1.0} else interpolate(batch.x, noise, s)
         with nullcontext() if self.differentiable else torch.no_grad():
             u = self.student.mean_velocity(x_s, t=s, r=torch.zeros_like(s), cond=batch.cond)
             generated = x_s - per_row(s, u) * u
-        rollout = Rollout(batch.x, generated, batch.cond, batch.step)
-        return total({name: term(rollout) for name, term in self.terms.items()}, self.weights or {})
+        return Rollout(batch.x, generated, batch.cond, batch.step)
 
 
 @dataclass(frozen=True)
@@ -126,6 +170,7 @@ class OnNoised:
         features_of: the network that the features are taken from; None is the teacher.
         weights: factor of each term; 1 where absent.
         noise: draws the path's end at t = 1; as the teacher has learned it.
+        handover: where the pass is left beside the samples; None leaves none.
     """
 
     teacher: Teacher
@@ -135,6 +180,7 @@ class OnNoised:
     features_of: Teacher | None = None
     weights: Mapping[str, float] | None = None
     noise: NoiseLaw = torch.randn_like
+    handover: Handover | None = None
 
     def __post_init__(self) -> None:
         """Refuse a missing judge, weights of nothing, and a negative size."""
@@ -152,6 +198,8 @@ class OnNoised:
         x_t = interpolate(reached, noise, t)
         probe, known = self.passes(x_t, t=t, cond=rollout.cond)
         noised = Noised(x_0, x_t, t, rollout.cond, probe, rollout.real, known)
+        if self.handover is not None:
+            self.handover.add(noised)
         return total({name: term(noised) for name, term in (self.terms or {}).items()}, self.weights or {})
 
     def passes(self, x_t: Points, *, t: Times, cond: Cond) -> tuple[Probe, Sequence[tuple[VelocityField, Points]]]:

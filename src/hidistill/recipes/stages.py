@@ -23,7 +23,7 @@ from hidistill.objectives.alignment import (
     energy,
     pooled,
 )
-from hidistill.objectives.combine import OnGenerated, OnNoised, OnSamples, Sum
+from hidistill.objectives.combine import Handover, OnGenerated, OnNoised, OnSamples, Sum
 from hidistill.objectives.dmd import DMD
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.objectives.meanflow import MeanFlow
@@ -125,6 +125,7 @@ def refine(
     trajectory_weight: float = 0.02,
     decay: float = 0.98,
     scores: Precision = "float32",
+    reuse: bool = False,
 ) -> Stage:
     """Stage 2: the student's samples are moved to where data is likely, and made to look real.
 
@@ -157,6 +158,9 @@ def refine(
         decay: of the student's average.
         scores: precision of the passes that nobody learns from by their weights: the frozen teacher's, and the fake
             score's in the student's update. In bfloat16 DMD's gradient is a few percent off (docs/speed.md).
+        reuse: whether critics take the samples, and the frozen teacher's features of them at their noise, that the
+            student's update of the same step has made, in the place of their own: up to 1.8 forwards less for the same
+            losses (docs/speed.md). The student then moves before the critics.
     """
     refuse_misfits(fake, discriminator, alignment, on_fake=on_fake, feature_gradient=feature_gradient)
     if trajectory is not None and not 0 < trajectory_weight < float("inf"):
@@ -183,20 +187,23 @@ def refine(
         critics["gan"] = TellApart(reads, discriminator, times, game, penalty)
         groups.append({"params": list(discriminator.parameters()), "lr": lr_discriminator, "role": "discriminator"})
     judged: dict[str, RolloutObjective] = {}
+    handover = Handover() if reuse else None
     if judges:
         size = feature_gradient if discriminator is not None else 0.0
         real = teacher if fake is not None else plain  # nobody reads the velocity where there is no DMD
-        judged["judged"] = OnNoised(real, times, judges, size, features_of=reads if on_fake else None)
+        # The fake score's features move with it: only the frozen teacher's can be handed over.
+        passed = handover if discriminator is not None and not on_fake else None
+        judged["judged"] = OnNoised(real, times, judges, size, features_of=reads if on_fake else None, handover=passed)
     if alignment is not None:
         aligned = {"align": Align(plain, alignment.distance, alignment.read)}
         judged["aligned"] = OnNoised(plain, OneTime(times), aligned, feature_gradient)
-    moves: Objective = OnSamples(student, judged, differentiable=True, starts=starts)
+    moves: Objective = OnSamples(student, judged, differentiable=True, starts=starts, handover=handover)
     if trajectory is not None:
         moves = Sum({"samples": moves, "trajectory": trajectory}, {"trajectory": trajectory_weight})
     updates = {}
     if critics:
         weights = {"gan": IN_TRUNK} if on_fake else None
-        told = OnSamples(student, critics, differentiable=False, starts=starts, weights=weights)
+        told = OnSamples(student, critics, differentiable=False, starts=starts, weights=weights, handover=handover)
         updates["critics"] = Update(told, Adam(groups, betas=(0.0, 0.99)))
     updates["student"] = Update(
         moves,
@@ -204,6 +211,8 @@ def refine(
         every=every if critics else 1,
         schedule=WarmupDecay(steps, min(10, steps // 10), steps // 3),
     )
+    if reuse:
+        updates = dict(reversed(updates.items()))
     return Stage("refine", updates, steps, {"student": Average(module, decay)})
 
 

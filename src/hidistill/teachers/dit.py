@@ -75,7 +75,6 @@ class Block(nn.Module):
 
     def attend(self, x: Tokens) -> Tokens:
         """Multi-head self-attention."""
-        # Not unflatten, a method written in Python, which torch.compile cannot trace while a derivative is taken.
         q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2))

@@ -1,7 +1,8 @@
-"""torch.compile for the passes that allow it: the frozen networks', and the fake score's."""
+"""torch.compile for the networks' passes."""
 
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import cache
 from importlib import import_module
 
@@ -11,46 +12,51 @@ from torch.autograd.forward_ad import unpack_dual
 
 from hidistill.train.experiment import Experiment
 
-METHODS = ("velocity", "probe", "features")
-FOLLOWING = "fake"
-"""The role that moves and of which no objective takes a derivative in forward mode."""
+METHODS = ("velocity", "mean_velocity", "probe", "features")
 
 
 def compile_passes(experiment: Experiment) -> list[str]:
-    """Compile the passes of every frozen network and of the fake score; modules keep their class and their weights.
+    """Compile the passes of every network, frozen or moving; modules keep their class and their weights.
 
-    The student is left alone: its derivative runs in forward mode, under which a compiled module runs as it was
-    written, unless the function that takes the derivative is compiled. So do the passes here when they are given a
-    dual number: torch once dropped the tangents of compiled ones silently (pytorch#187284).
+    Passes that are given a dual number run as they were written, and so does a pass within a function that is compiled
+    itself: over a compiled pass forward mode runs eager at best, and torch once dropped its tangents silently
+    (pytorch#187284).
 
     Returns:
         What was compiled, as role.method; it is traced at its first call.
     """
     load_compiler()
-    networks = dict(experiment.frozen)
-    if FOLLOWING in experiment.modules:
-        networks[FOLLOWING] = experiment.modules[FOLLOWING]
     done = []
-    for role, network in networks.items():
+    for role, network in {**experiment.frozen, **experiment.modules}.items():
         for name in METHODS:
             method = getattr(network, name, None)
-            if isinstance(network, nn.Module) and callable(method) and not hasattr(method, "plain"):
-                setattr(network, name, compiled(method))
+            if isinstance(network, nn.Module) and callable(method) and not isinstance(method, CompiledPass):
+                setattr(network, name, CompiledPass(method))
                 done.append(f"{role}.{name}")
     return done
 
 
-def compiled(method: Callable[..., object]) -> Callable[..., object]:
-    """A pass that is compiled, but for dual numbers."""
-    fast = torch.compile(method)
+class CompiledPass:
+    """A network's pass that is compiled, but for dual numbers and within what is compiled itself.
 
-    def run(*args: object, **kwargs: object) -> object:
+    Args:
+        plain: the pass as it is written, a method of the network.
+    """
+
+    def __init__(self, plain: Callable[..., object]) -> None:
+        self.plain = plain
+        self.fast = torch.compile(plain)
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """The pass."""
+        if torch.compiler.is_compiling():
+            return self.plain(*args, **kwargs)
         dual = any(unpack_dual(tensor).tangent is not None for tensor in tensors_in((*args, *kwargs.values())))
-        return (method if dual else fast)(*args, **kwargs)
+        return (self.plain if dual else self.fast)(*args, **kwargs)
 
-    run.plain = method  # type: ignore[attr-defined]
-    return run
+    def __deepcopy__(self, memo: dict) -> "CompiledPass":
+        """The copied network's pass, not this one's."""
+        return CompiledPass(deepcopy(self.plain, memo))
 
 
 @cache

@@ -201,6 +201,11 @@ class Tally(TorchDispatchMode):
         self.alive, self.peak, self.tokens = 0, 0, 0
         self._storages: dict[int, int] = {}
 
+    @property
+    def flops(self) -> int:
+        """Products so far."""
+        return sum(op.flops * count for op, count in self.ops.items())
+
     def __torch_dispatch__(
         self,
         func: Any,  # noqa: ANN401 -- an operation

@@ -74,7 +74,7 @@ def execute(
         on_event: told about everything that happens.
         journals: where scalars go beside metrics.jsonl: names of `trackers.TRACKERS`.
         tf32: whether a GPU may make products of float32 in TF32; see `precision.set_products`.
-        compiled: whether the frozen networks and the fake score are compiled; see `compiling.compile_passes`.
+        compiled: whether the networks' passes are compiled; see `compiling.compile_passes`.
         offload_optimizer: whether optimizers' moments lie in the CPU's memory but for the time of a step, where
             networks are held whole; on a CPU they lie there anyway.
 

@@ -53,6 +53,7 @@ class Spikes:
             TooManySpikes: if `most` steps in a row were skipped, and this is another one.
         """
         usual = {role: median(kept) for role, kept in self.norms.items() if len(kept) >= self.recent}
+        usual = {role: norm for role, norm in usual.items() if norm > 0}  # a role that has only begun to move
         above = {role: norms[role] / usual[role] for role in norms if norms[role] > self.factor * usual.get(role, inf)}
         if not above:
             for role, norm in norms.items():

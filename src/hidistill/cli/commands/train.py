@@ -59,7 +59,7 @@ def command(argv: Sequence[str]) -> int:
     compiles = (
         bool,
         False,
-        "compile the teacher and the fake score: minutes at the start, for less time in each step.",
+        "compile the networks' passes: minutes at the start, for less time in each step.",
     )
     dry_run = (int, 0, "print what each of so many processes would take, and start nothing; see hidistill doctor.")
     extra = {"out": out, "device": device, "journal": journal, "tf32": tf32, "compile": compiles, "dry_run": dry_run}
