@@ -30,7 +30,7 @@ def spread(values: Sequence[float], *, seeds: int) -> str:
     some = f" ({found.n} of {seeds})" if found.n < seeds else ""
     if found.std == 0 and found.mean.is_integer() and found.mean:
         return f"{found.mean:.0f}{some}"  # a count, which no seed changes
-    return short(found.mean) + (f" ± {short(found.std)}" if found.n > 1 else "") + some
+    return short(found.mean) + (f" ± {short(found.std)}" if found.std > 0 else "") + some
 
 
 def short(value: float) -> str:

@@ -66,7 +66,8 @@ def figure(results: Results) -> Picture:
 STUDY = Study(
     question="How do the methods of the field compare as one-step and two-step students of one teacher?",
     setting=(
-        "Digits of 8 x 8 pixels, a DiT of 0.6 million weights at guidance 1.5 (but MeanFlow from data has none); every "
+        "A step is one network pass of a student and two of the guided teacher. Digits of 8 x 8 pixels, a DiT of 0.6 "
+        "million weights at guidance 1.5 (but MeanFlow from data has none); every "
         "student begins at the teacher's weights, and methods of one stage train as long as both stages of HD cost, "
         "counted in products (regression's pairs come on top), each at the learning rate that was best for it in "
         "`learning-rates`. DMD is without its regression term; HD keeps a fiftieth of MeanFlow's loss in refine. Two "
