@@ -19,12 +19,18 @@ import torch
 from measuring.memory import allocated
 from measuring.results import options, publish
 
-from hidistill.recipes import fashion
+from hidistill.derivative import Forward
+from hidistill.guidance import Guided
+from hidistill.recipes import digits, fashion
+from hidistill.recipes.stages import sketch
+from hidistill.scores import markdown
+from hidistill.teachers.dit import DiT
 from hidistill.train.counting import count
 from hidistill.train.experiment import Experiment
 from hidistill.train.loop import steps
 from hidistill.train.planning import plan
 from hidistill.train.rates import measured
+from hidistill.types import Batch
 
 Cases = Mapping[str, Callable[[], Experiment]]
 Rows = list[dict[str, object]]
@@ -32,10 +38,26 @@ PERIODS = 4
 """Of a stage's updates, that are timed."""
 
 
+def tiny(batch_size: int) -> Experiment:
+    """A sketch of the demo's network, on noise."""
+    torch.manual_seed(0)
+    teacher = DiT(image_size=28, channels=1, classes=10, size="tiny", patch=4).requires_grad_(False)
+    student = teacher.student()
+
+    def batch_at(step: int) -> Batch:
+        torch.manual_seed(step)
+        return Batch(torch.randn(batch_size, 1, 28, 28), torch.randint(10, (batch_size,)))
+
+    stage = sketch(student, Guided(teacher, 1.5), steps=100, derivative=Forward())
+    return Experiment([stage], {"student": student}, batch_at, seed=0, frozen={"teacher": teacher})
+
+
 CASES: dict[str, Callable[[], Experiment]] = {
     "fashion.distill, batch 16": partial(fashion.distill, batch_size=16),
     "fashion.distill, batch 32": partial(fashion.distill, batch_size=32),
     "fashion.distill, batch 64": partial(fashion.distill, batch_size=64),
+    "DiT-tiny, batch 32": partial(tiny, 32),
+    "digits.teacher": digits.teacher,
 }
 """What is foretold."""
 

@@ -1,6 +1,6 @@
 """What a plan says, against closed forms and against what is really allocated."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -18,9 +18,9 @@ from hidistill.train.counting import Op, Uncountable, count, count_update
 from hidistill.train.driver import execute
 from hidistill.train.experiment import Experiment
 from hidistill.train.planning import Layout, counted, plan, rows, warning
-from hidistill.train.rates import Curve, datasheet, measured
+from hidistill.train.rates import COLD_SETS, Curve, cold, datasheet, measured
 from hidistill.train.stage import Stage, Update
-from hidistill.types import Batch
+from hidistill.types import Batch, Loss
 
 H100 = datasheet("H100")
 
@@ -142,8 +142,48 @@ def test_a_curve_passes_through_its_points_and_goes_on_in_proportion():
 
 def test_measured_rates_grow_with_the_size():
     rates = measured()
-    for table in (rates.products["product"], rates.light, rates.heavy, rates.update):
+    for table in (rates.products["product"], rates.light, rates.strided, rates.heavy, rates.update):
         assert 0 < table(1e3) <= table(1e9)
+
+
+def test_what_is_measured_finds_its_operands_in_memory():
+    """Other operands come in turn, spread over more than caches hold, and answers stay as long."""
+    seen: list[int] = []
+    x, weight = torch.randn(2**20), torch.randn(3, requires_grad=True)
+
+    def run(x, weight):
+        assert weight.requires_grad
+        seen.append(x.data_ptr())
+        return x + 1
+
+    call = cold(run, x, weight)
+    turn = len(seen)
+    assert turn * x.nbytes * 2 == pytest.approx(2**26, rel=0.2)
+    assert len(set(seen)) == turn
+    call()
+    assert seen[turn] == seen[0]
+    few: list[int] = []
+    cold(lambda x: few.append(x.data_ptr()), torch.zeros(1))
+    assert len(set(few)) == COLD_SETS
+
+
+def test_operations_are_told_apart_by_how_they_move_bytes():
+    """4 x 8 numbers of 4 bytes: read and written in order, out of order, added up; a view moves nothing."""
+
+    @dataclass(frozen=True)
+    class Moves:
+        weight: torch.nn.Parameter
+
+        def __call__(self, batch):
+            x = batch.x * self.weight
+            return Loss(x.t().contiguous().sum(0), {})
+
+    weight = torch.nn.Parameter(torch.ones(8))
+    update = Update(Moves(weight), torch.optim.SGD([weight], lr=1.0))
+    ops = count_update(update, Batch(torch.randn(4, 8), torch.zeros(4)), []).ops
+    assert ops[Op("light", 0, 4 * (32 + 8 + 32), half=False)] >= 1
+    assert ops[Op("strided", 0, 4 * (32 + 32), half=False)] >= 1
+    assert ops[Op("strided", 0, 4 * (32 + 4), half=False)] >= 1
 
 
 def test_memory_is_what_the_allocator_gave_out():

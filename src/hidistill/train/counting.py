@@ -23,12 +23,14 @@ from hidistill.train.loop import Precision, autocast
 from hidistill.train.stage import Update
 from hidistill.types import Batch
 
-Kind = Literal["product", "convolution", "attention", "heavy", "light"]
+Kind = Literal["product", "convolution", "attention", "heavy", "light", "strided"]
 HEAVY = (
     "softmax", "gelu", "silu", "norm", "exp", "log", "sin", "cos", "tanh", "sigmoid", "softplus", "pow", "randn",
     "normal", "uniform", "rand",
 )  # fmt: skip
 """Parts of the names of operations that a processor spends time in beside moving bytes."""
+STRIDED = ("clone", "copy", "_to_copy", "sum", "mean", "cat", "stack", "index", "gather", "embedding", "constant_pad")
+"""Beginnings of the names of operations that read or write out of order, or add many numbers up to few."""
 ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -218,7 +220,7 @@ class Tally(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         made, read = tensors_in(out), tensors_in((args, kwargs))
-        if made and not func.is_view:
+        if made and not func.is_view and func is not torch.ops.aten._unsafe_view.default:  # a view by another name
             self.ops[self.weighed(func, args, kwargs, out, [*read, *made])] += 1
         there = {tensor.untyped_storage()._cdata for tensor in read}  # of weights and of what is changed in place
         for storage in (tensor.untyped_storage() for tensor in made):
@@ -239,8 +241,9 @@ class Tally(TorchDispatchMode):
         if packet in flop_registry:
             kind: Kind = "convolution" if "convolution" in name else "product"
             return Op(kind, flop_registry[packet](*args, **kwargs, out_val=out), moved, half)
-        heavy = any(part in name for part in HEAVY)
-        return Op("heavy" if heavy else "light", 0, moved, half)
+        if any(part in name for part in HEAVY):
+            return Op("heavy", 0, moved, half)
+        return Op("strided" if name.startswith(STRIDED) else "light", 0, moved, half)
 
     def keep(self, storage: torch.UntypedStorage) -> None:
         """Count a storage's bytes until it goes."""

@@ -8,8 +8,10 @@ a launch, which no kernel beats.
 import math
 import time
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,11 @@ SECONDS = 0.03
 """That one point of a curve is measured for."""
 SIZES = (2**8, 2**12, 2**16, 2**20, 2**22)
 """Numbers in a tensor of which operations that move bytes are measured: in a core's own memory, and beyond it."""
+COLD_BYTES = 2**26
+"""Over which operands and answers of what is measured are spread: more than a processor's caches hold. In a step an
+operation finds its weights and most activations where the last step, or the forward pass, has left them."""
+COLD_SETS = 256
+"""As many sets of small operands at the most: what small operations take is not the moving of bytes."""
 NUMBERS_MOVED = 13
 """Of four bytes each, that an optimizer's step reads or writes for one weight where every pass over memory counts: Adam
 4 and 3, the gradient's norm 1, its clipping 2, the average 3. (The zeroing of a gradient sets a pointer.)"""
@@ -97,7 +104,8 @@ class Rates:
         products: seconds for so many products of float32, by kind.
         half: likewise in bfloat16.
         heavy: seconds for so many bytes of operations that also calculate: activations, norms, random numbers.
-        light: seconds for so many bytes that are read and written.
+        light: seconds for so many bytes that are read and written in order.
+        strided: likewise out of order, or added up.
         update: seconds for an optimizer's step, over the numbers that move.
         memory: bytes that there are, for one process; 0 if nobody knows.
         link: bytes a second that a process sends to its neighbors; 0 if nobody knows.
@@ -109,6 +117,7 @@ class Rates:
     half: Mapping[Kind, Curve | Line]
     heavy: Curve | Line
     light: Curve | Line
+    strided: Curve | Line
     update: Curve | Line
     memory: float = 0.0
     link: float = 0.0
@@ -120,6 +129,8 @@ class Rates:
             return self.heavy(float(op.bytes))
         if op.kind == "light":
             return self.light(float(op.bytes))
+        if op.kind == "strided":
+            return self.strided(float(op.bytes))
         table = self.half if op.half else self.products
         return max(table[op.kind](float(op.flops)), self.light(float(op.bytes)) if op.kind == "product" else 0.0)
 
@@ -151,9 +162,10 @@ def measured(
         half = table_of(device, precision, kinds, take) if precision != "float32" else single
         calculated = Curve([heavy(n, device, take) for n in SIZES])
         moved = Curve([light(n, device, take) for n in SIZES])
+        scattered = Curve([strided(n, device, take) for n in SIZES])
         update = Curve([step_of(n, device, take) for n in (2**13, 2**17, 2**20)])
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    return Rates(f"measured here ({name})", single, half, calculated, moved, update)
+    return Rates(f"measured here ({name})", single, half, calculated, moved, scattered, update)
 
 
 def peak(precision: Precision, device: str) -> float:
@@ -187,8 +199,9 @@ def datasheet(name: str, *, share: float = 1.0) -> Rates:
     update = Line(sheet.bandwidth / (4 * NUMBERS_MOVED), 8 * sheet.launch)
     at = f" at {share:.0%} of its products a second" if share < 1 else ""
     return Rates(
-        f"{name}, its datasheet{at}", single, half, memory, memory, update, sheet.memory, sheet.link, sheet.between
-    )
+        f"{name}, its datasheet{at}", single, half, memory, memory, memory, update, sheet.memory, sheet.link,
+        sheet.between,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -217,8 +230,8 @@ not on any sheet; it is the order of what kernels that do nothing take."""
 def table_of(device: str, precision: Precision, kinds: set[Kind], take: Stopwatch) -> dict[Kind, Curve | Line]:
     """Curves of the kinds that consist of products."""
     kind = torch.float32 if precision == "float32" else torch.bfloat16
-    sides = (32, 64, 128, 256, 512) if device == "cpu" else (64, 256, 1024, 4096)
-    products = Curve([product(n, device, kind, take) for n in sides])
+    widths = (16, 32, 64, 128, 256) if device == "cpu" else (64, 256, 1024, 4096)
+    products = Curve([layer(n, device, kind, take) for n in widths])
     found: dict[Kind, Curve | Line] = dict.fromkeys(("product", "convolution", "attention"), products)
     if "convolution" in kinds:
         found["convolution"] = Curve([convolution(n, device, kind, take) for n in (1, 8, 32)])
@@ -227,48 +240,72 @@ def table_of(device: str, precision: Precision, kinds: set[Kind], take: Stopwatc
     return found
 
 
+def cold(run: Callable[..., object], *operands: Tensor) -> Callable[[], object]:
+    """A call whose operands were not touched lately, as in a step, and whose answer lies where none lay lately.
+
+    Args:
+        run: what is called with copies of the operands, other ones each time.
+        operands: what it is called with; those that require a gradient get none from one call to another.
+    """
+    size = 2 * sum(each.numel() * each.element_size() for each in operands)
+    count = min(max(2, COLD_BYTES // size), COLD_SETS)
+    sets = cycle(
+        [[each.detach().clone().requires_grad_(each.requires_grad) for each in operands] for _ in range(count)]
+    )
+    answers: deque[object] = deque(maxlen=count)
+
+    def call() -> None:
+        answers.append(run(*next(sets)))
+
+    for _ in range(count):  # memory that is asked for the first time takes longer; a step reuses what the last one had
+        call()
+    return call
+
+
 def product(side: int, device: str, kind: torch.dtype, take: Stopwatch) -> tuple[float, float]:
     """Products of a matrix product, and its seconds."""
     a, b = torch.randn(2, side, side, device=device, dtype=kind)
     return 2.0 * side**3, take(lambda: a @ b)
 
 
+def layer(width: int, device: str, kind: torch.dtype, take: Stopwatch) -> tuple[float, float]:
+    """Products of a linear layer on 16 times as many tokens as it is wide, and its seconds."""
+    x, weight = (torch.randn(n, width, device=device, dtype=kind) for n in (16 * width, width))
+    return 2.0 * 16 * width**3, take(cold(F.linear, x, weight))
+
+
 def convolution(rows: int, device: str, kind: torch.dtype, take: Stopwatch) -> tuple[float, float]:
     """Products of a convolution of 3 x 3 over 16 channels of 28 x 28, and its seconds, forward and back."""
-    layer = nn.Conv2d(16, 16, 3, padding=1).to(device, kind)
+    kernel = nn.Conv2d(16, 16, 3, padding=1).to(device, kind)
     x = torch.randn(rows, 16, 28, 28, device=device, dtype=kind, requires_grad=True)
-    back = take(lambda: layer(x).sum().backward())
+    back = take(cold(lambda x: torch.autograd.grad(kernel(x).sum(), [x, *kernel.parameters()]), x))
     return 2.0 * rows * 16 * 16 * 9 * 28 * 28, back / 3
 
 
 def attention(tokens: int, device: str, kind: torch.dtype, take: Stopwatch) -> tuple[float, float]:
     """Products of the two halves of attention, 16 rows of 4 heads of 32, and their seconds: 2 forward, 5 back."""
     q, k, v = (torch.randn(16, 4, tokens, 32, device=device, dtype=kind, requires_grad=True) for _ in range(3))
-    both = take(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
-    return 7.0 * 2 * 16 * 4 * 32 * tokens**2 / 2, both / 2
+    both = cold(lambda *qkv: torch.autograd.grad(F.scaled_dot_product_attention(*qkv).sum(), qkv), q, k, v)
+    return 7.0 * 2 * 16 * 4 * 32 * tokens**2 / 2, take(both) / 2
 
 
 def heavy(size: int, device: str, take: Stopwatch) -> tuple[float, float]:
     """Bytes of an activation and of a layer norm, and their seconds, on the mean."""
-    x = torch.randn(size // 64, 64, device=device)
-
-    def run() -> None:
-        F.silu(x)
-        F.layer_norm(x, (64,))
-
-    return 8.0 * size, take(run) / 2
+    both = cold(lambda x: (F.silu(x), F.layer_norm(x, (64,))), torch.randn(size // 64, 64, device=device))
+    return 8.0 * size, take(both) / 2
 
 
 def light(size: int, device: str, take: Stopwatch) -> tuple[float, float]:
     """Bytes of a sum and of a product with one row for all, and their seconds, on the mean."""
     x, y = torch.randn(2, size // 64, 64, device=device)
-    row = y[:1].contiguous()
+    return 10.0 * size, take(cold(lambda x, y: (x + y, x * y[:1]), x, y)) / 2
 
-    def run() -> None:
-        _ = x + y
-        _ = x * row
 
-    return 10.0 * size, take(run) / 2
+def strided(size: int, device: str, take: Stopwatch) -> tuple[float, float]:
+    """Bytes of a copy that exchanges tokens and heads of 32, and of a sum over tokens; their seconds, on the mean."""
+    x = torch.randn(16, max(1, size // 2**11), 4, 32, device=device)
+    both = cold(lambda x: (x.transpose(1, 2).contiguous(), x.flatten(0, 1).flatten(1).sum(0)), x)
+    return 6.0 * x.numel(), take(both) / 2
 
 
 def step_of(size: int, device: str, take: Stopwatch) -> tuple[float, float]:
