@@ -77,7 +77,7 @@ def waiting(teacher: Path, images: Path, workers: int, count: int) -> float:
     codec = codec_at(parts_at(teacher))
     read = reader(str(images), size=256, broken="refuse")
     waits, works = [], []
-    with feed(read, Stretch(0, count // 2, 16, count), workers=workers) as batches, torch.no_grad():
+    with feed(read, Stretch(0, count, 16, count), workers=workers) as batches, torch.no_grad():
         begin = time.perf_counter()
         for batch in batches:
             ready = time.perf_counter()
@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--count", type=int, default=96, help="pictures; starting a worker weighs less among more")
     chosen = parser.parse_args()
+    if chosen.count < 32:
+        parser.error(f"--count {chosen.count}: give 32 or more, two batches of an encoder")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)

@@ -23,7 +23,6 @@ from hidistill.derivative import Forward
 from hidistill.guidance import Guided
 from hidistill.recipes import digits, fashion
 from hidistill.recipes.stages import sketch
-from hidistill.scores import markdown
 from hidistill.teachers.dit import DiT
 from hidistill.train.counting import count
 from hidistill.train.experiment import Experiment
