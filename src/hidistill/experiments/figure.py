@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+WIDE = 20.0
+"""Ratio of the largest number to the smallest above which an axis of rows is logarithmic."""
+
+
 @dataclass(frozen=True)
 class Picture:
     """A drawing and the words under it."""
@@ -115,6 +119,9 @@ def rows(columns: Mapping[str, Mapping[str, Sequence[float]]], caption: str, *, 
             if found := values.get(name):
                 axes.plot(found, [height] * len(found), "o", color=SERIES[0], markersize=3, alpha=0.6)
                 axes.plot([fmean(found)], [height], "|", color=INK, markersize=12, markeredgewidth=1.6)
+        drawn = [value for found in values.values() for value in found]
+        if drawn and min(drawn) > 0 and max(drawn) > WIDE * min(drawn):
+            axes.set_xscale("log")
         if values.get(reference):
             axes.axvline(fmean(values[reference]), color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
     return picture(figure, caption)
