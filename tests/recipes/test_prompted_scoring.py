@@ -55,6 +55,8 @@ def test_several_pictures_of_a_prompt_lie_in_its_folder(tmp_path, inner):
     for key in keys:
         for j in range(2):
             picture(tmp_path / key / inner / f"{j:04}.png", j)
+        if inner:
+            picture(tmp_path / key / "grid.png", 9)  # a sheet of all is none of them
     found = places(tmp_path, [Asked(key, "a") for key in keys])
     assert found == [[tmp_path / key / inner / f"{j:04}.png" for j in range(2)] for key in keys]
     assert several_of(found, tmp_path) == 2

@@ -81,6 +81,11 @@ def test_a_draw_that_is_reused_is_the_same_in_one_pass_or_two(teacher):
         assert one == pytest.approx(two, rel=1e-4)
 
 
+def test_reuse_without_critics_is_refused(teacher):
+    with pytest.raises(ValueError, match="reuse=True without critics"):
+        refine(teacher.student(), teacher, None, None, steps=3, alignment=ALIGNMENTS["energy"], reuse=True)
+
+
 @pytest.mark.parametrize("on_fake", [False, True])
 def test_with_a_reused_draw_the_student_moves_first_and_all_learn(teacher, on_fake):
     randomized(teacher).requires_grad_(False)

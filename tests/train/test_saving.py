@@ -124,6 +124,19 @@ def test_each_role_has_a_history_of_its_own():
         spikes.admits(spike, where="w")
 
 
+def test_a_checkpoint_whose_norms_have_no_roles_is_taken_up_without_them():
+    spikes = Spikes(factor=3.0, recent=2, most=1)
+    spikes.load({"norms": [1.0, 1.0], "skipped": 2, "in_a_row": 1})
+    assert spikes.admits({"student": 100.0}, where="w")
+    assert (spikes.skipped, spikes.in_a_row) == (2, 0)
+
+
+def test_a_role_that_has_only_begun_to_move_does_not_spike():
+    spikes = Spikes(factor=3.0, recent=2, most=1)
+    for norm in (0.0, 0.0, 1.0):
+        assert spikes.admits({"student": norm}, where="w")
+
+
 def test_a_spike_of_the_smaller_gradient_skips_the_update():
     """Two roles in one update: the verdict's gradient jumps from 1e-3 to 1, which is still less than the field's."""
     torch.manual_seed(0)

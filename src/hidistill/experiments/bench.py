@@ -55,8 +55,7 @@ WORDS = {
 
 
 Part = Literal["valid", "test"]
-"""What students are judged on: pictures and noise that settings are chosen on, or those that methods are compared on.
-An experiment has one of them, since its cells share what they know of it."""
+"""What students are judged on: pictures and noise to choose settings on, or those that methods are compared on."""
 
 
 def cell(
@@ -90,7 +89,7 @@ def teachers_at(count: int, teacher: DiT, folder: Path, part: Part) -> Path:
         with whole(path) as place:
             place.write_text(json.dumps(numbers), encoding="utf-8")
 
-    return once(folder.parents[2] / "teacher-rows" / f"{count}" / "numbers.json", make)
+    return once(folder.parents[2] / "teacher-rows" / f"{part}-{count}" / "numbers.json", make)
 
 
 def measured(
@@ -157,7 +156,7 @@ def judged(teacher: DiT, rows: list[Contestant], folder: Path, part: Part) -> di
         with whole(path) as place:
             save_file({"images": draw(reference.sample, **shared).images}, place)
 
-    ends = load_file(once(folder.parents[2] / "ends" / "images.safetensors", make))["images"]
+    ends = load_file(once(folder.parents[2] / "ends" / part / "images.safetensors", make))["images"]
     for row in rows:
         gallery = Gallery(draw(row.sample, **shared).images, labels, judges.test.classes)
         metrics = scores(Samples(gallery, real, ends), judges.metrics(), row.name)
@@ -178,7 +177,7 @@ def judges_at(folder: Path, part: Part) -> tuple[Jury, Gallery]:
     read = read_classifier(once(folder.parents[2] / "classifier" / "classifier.safetensors", make))
     judges = jury(digits("train"), digits("valid"), digits("test"), read, SPACE)
     real = Gallery.of(judges.test if part == "test" else judges.valid)
-    features = load_file(once(folder.parents[2] / "real" / "features.safetensors", passed))
+    features = load_file(once(folder.parents[2] / "real" / part / "features.safetensors", passed))
     for space in judges.spaces:
         real.memory["features", space] = features[space.name]
     return judges, real

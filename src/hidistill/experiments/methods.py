@@ -45,8 +45,9 @@ SKETCH_RATES: Mapping[Trajectory, float] = {
     "LCM": 1e-3,
     "regression": 1.25e-4,
 }
-"""The student's learning rate, of each objective its own: the best of four on other pictures, noise and seed than those
-that methods are compared on (`hidistill experiment learning-rates`)."""
+"""The student's learning rate, of each objective its own: of four, the one with the smallest distance in one step, with
+one seed at the table's small size (`hidistill experiment learning-rates`: other pictures, noise and seed than those
+that methods are compared on). Some are the largest or smallest that were tried."""
 REFINE_RATES: Mapping[Distribution, float] = {
     "dmd": 1e-3,
     "dmd+gan": 3e-4,
@@ -55,7 +56,8 @@ REFINE_RATES: Mapping[Distribution, float] = {
     "dmd2": 1e-3,
     "blend": 3e-4,
 }
-"""Likewise in refine, of three."""
+"""Likewise in refine, of three; dmd+gan is GAP's and AWD's together, behind a sketch, and the rates of dmd+align and
+blend are taken from it."""
 SKETCH_COSTS: Mapping[Trajectory, float] = {
     "none": 0.0,
     "meanflow": 6.5,

@@ -28,8 +28,6 @@ def spread(values: Sequence[float], *, seeds: int) -> str:
         return "-"
     found = Spread.of(values)
     some = f" ({found.n} of {seeds})" if found.n < seeds else ""
-    if found.std == 0 and found.mean.is_integer() and found.mean:
-        return f"{found.mean:.0f}{some}"  # a count, which no seed changes
     return short(found.mean) + (f" ± {short(found.std)}" if found.std > 0 else "") + some
 
 

@@ -139,15 +139,20 @@ def in_words(space: FeatureSpace) -> str:
 def places(folder: Path, items: Sequence[Asked]) -> list[list[Path]]:
     """The pictures of every prompt: its name is theirs, or that of the folder that they lie in.
 
+    Where a folder has its pictures in `samples`, no others in it count.
+
     Raises:
         ValueError: if some are missing.
     """
     readable = endings()
     found: dict[str, list[Path]] = {item.key: [] for item in items}
+    drawn = {path.parent for path in folder.rglob("samples") if path.is_dir()}  # GenEval's, who adds a sheet of all
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in readable and not any(
             part.startswith(".") for part in path.parts[len(folder.parts) :]
         ):
+            if path.parent in drawn:
+                continue
             of = path.parent.parent if path.parent.name == "samples" else path.parent
             found.get(of.name if of != folder and of.name in found else path.stem, []).append(path)
     missing = [item.key for item in items if not found[item.key]]

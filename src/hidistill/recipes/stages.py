@@ -160,9 +160,13 @@ def refine(
             score's in the student's update. In bfloat16 DMD's gradient is a few percent off (docs/speed.md).
         reuse: whether critics take the samples, and the frozen teacher's features of them at their noise, that the
             student's update of the same step has made, in the place of their own: up to 1.8 forwards less for the same
-            losses (docs/speed.md). The student then moves before the critics.
+            losses (docs/speed.md). The student then moves before the critics. What is handed over lies in memory
+            between the two updates: of every row the sample, the noised one, and all tapped features.
+
+    Raises:
+        ValueError: if parts do not fit together, or `reuse` has no critics.
     """
-    refuse_misfits(fake, discriminator, alignment, on_fake=on_fake, feature_gradient=feature_gradient)
+    refuse_misfits(fake, discriminator, alignment, on_fake=on_fake, feature_gradient=feature_gradient, reuse=reuse)
     if trajectory is not None and not 0 < trajectory_weight < float("inf"):
         raise ValueError(
             f"trajectory_weight={trajectory_weight} with a trajectory loss: it must be positive and finite; to leave "
@@ -234,17 +238,21 @@ def refuse_misfits(
     *,
     on_fake: bool,
     feature_gradient: float,
+    reuse: bool,
 ) -> None:
     """Refuse judges that do not fit together.
 
     Raises:
-        ValueError: if nothing would judge, or a discriminator is to read a fake score that is not there.
+        ValueError: if nothing would judge, a discriminator is to read a fake score that is not there, or nobody would
+            reuse the student's draw.
         TypeError: if it is to read a fake score that has no features.
     """
     if fake is None and discriminator is None and alignment is None:
         raise ValueError(
             "refine without fake score, discriminator and alignment has no judge; give one, e.g. fake=deepcopy(teacher)"
         )
+    if reuse and fake is None and discriminator is None:
+        raise ValueError("reuse=True without critics: nobody takes what the student leaves; leave it False")
     if on_fake and (fake is None or discriminator is None):
         raise ValueError(
             "on_fake=True is a discriminator on the fake score's features; it needs both: give fake and discriminator"

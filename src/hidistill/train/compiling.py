@@ -16,7 +16,9 @@ METHODS = ("velocity", "mean_velocity", "probe", "features")
 
 
 def compile_passes(experiment: Experiment) -> list[str]:
-    """Compile the passes of every network, frozen or moving; modules keep their class and their weights.
+    """Compile the passes of every field and flow map, frozen or moving; modules keep their class and their weights.
+
+    Discriminators, which are a small part of a step, stay as they are.
 
     Passes that are given a dual number run as they were written, and so does a pass within a function that is compiled
     itself: over a compiled pass forward mode runs eager at best, and torch once dropped its tangents silently

@@ -79,6 +79,7 @@ class Spikes:
         return {"norms": norms, "skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.norms = {role: deque(kept) for role, kept in state["norms"].items()}
+        """Go on from there; without the norms of a checkpoint that did not know them by role."""
+        norms = state["norms"] if isinstance(state["norms"], Mapping) else {}
+        self.norms = {role: deque(kept) for role, kept in norms.items()}
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
