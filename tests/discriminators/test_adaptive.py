@@ -44,6 +44,14 @@ def test_it_starts_near_average_pooling():
             assert normalized_entropy(weights).min() > 0.99
 
 
+def test_large_queries_weigh_tokens_apart_from_the_start():
+    torch.manual_seed(0)
+    for weights in Adaptive(CHANNELS, query_std=3.0).double().attention(features(), **AT):
+        assert normalized_entropy(weights).mean() < 0.95
+    with pytest.raises(ValueError, match=r"query_std=-1\.0"):
+        Adaptive(CHANNELS, query_std=-1.0)
+
+
 def test_attention_is_a_distribution_over_tokens_that_belongs_to_the_logits():
     """Each query by hand: softmax(q . k / sqrt(d)), and the logit of the tokens' weighted values."""
     adaptive, layers = Adaptive(CHANNELS, width=8, queries=2).double().eval(), features()

@@ -11,6 +11,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 from hidistill.embedding import TimeEmbedding
 from hidistill.types import Cond, Labels, Logits, Times, Tokens
 
+QUERY_STD = 0.02
+"""Of the queries' components at the start: nearly average pooling."""
+
 
 def unbounded(layer: nn.Linear) -> nn.Linear:
     """The layer as it is: what stands in for spectral normalization where there is none."""
@@ -31,6 +34,7 @@ class AdaptiveHead(nn.Module):
         channels: of the tokens.
         width: d, of keys, values and the verdict's hidden layer.
         queries: number of learned queries, one logit each.
+        query_std: of the queries' components at the start; see `Adaptive`.
         bound: what holds a linear layer's slope down.
         norm: normalization of the tokens, and of what is pooled from them, for a number of channels.
         sinusoids: of the time in the query; 0 leaves the time out.
@@ -43,6 +47,7 @@ class AdaptiveHead(nn.Module):
         width: int,
         queries: int,
         *,
+        query_std: float = QUERY_STD,
         bound: Callable[[nn.Linear], nn.Module] = spectral_norm,
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
         sinusoids: int = 0,
@@ -52,7 +57,7 @@ class AdaptiveHead(nn.Module):
         self.norm = norm(channels)
         self.key = bound(nn.Linear(channels, width, bias=False))
         self.value = bound(nn.Linear(channels, width))
-        self.queries = nn.Parameter(0.02 * torch.randn(queries, width))
+        self.queries = nn.Parameter(query_std * torch.randn(queries, width))
         self.norm_pooled = norm(width)
         self.hidden = bound(nn.Linear(width, width))
         self.verdict = bound(nn.Linear(width, 1))
@@ -100,6 +105,10 @@ class Adaptive(nn.Module):
         channels: of each tapped layer, as `Teacher.feature_channels`.
         width: of keys, values and hidden layers.
         queries: learned queries per layer.
+        query_std: standard deviation of the queries' components at the start. A small one begins as average pooling,
+            and stays near it: Adam moves a component by its learning rate a step, so that 0.02 needs thousands of steps
+            to weigh tokens apart. 1 weighs them apart from the first step, and sees small defects far better
+            (docs/results.md, `discriminator`).
         layers: indices of the tapped layers that are judged, in this order; None is all.
         shared: whether one head judges all layers, which must then have equal channels.
         bound: what holds a linear layer's slope down; `unbounded` for nothing.
@@ -119,6 +128,7 @@ class Adaptive(nn.Module):
         *,
         width: int = 64,
         queries: int = 2,
+        query_std: float = QUERY_STD,
         layers: Sequence[int] | None = None,
         shared: bool = False,
         bound: Callable[[nn.Linear], nn.Module] = spectral_norm,
@@ -128,10 +138,10 @@ class Adaptive(nn.Module):
     ) -> None:
         super().__init__()
         chosen = tuple(range(len(channels)) if layers is None else layers)
-        if not channels or not chosen or min(*channels, width, queries) < 1:
+        if not channels or not chosen or min(*channels, width, queries) < 1 or not query_std >= 0:
             raise ValueError(
-                f"Adaptive(channels={list(channels)}, layers={layers}, width={width}, queries={queries}): it needs at "
-                "least one tapped layer, and positive numbers"
+                f"Adaptive(channels={list(channels)}, layers={layers}, width={width}, queries={queries}, "
+                f"query_std={query_std}): it needs at least one tapped layer, and positive numbers"
             )
         if not set(chosen) <= set(range(len(channels))):
             raise ValueError(f"layers={list(chosen)}: tapped layers are 0 to {len(channels) - 1}; None judges them all")
@@ -148,7 +158,8 @@ class Adaptive(nn.Module):
         self.channels, self.layers = tuple(channels), chosen
         self.heads = nn.ModuleList(
             AdaptiveHead(
-                channels[layer], width, queries, bound=bound, norm=norm, sinusoids=sinusoids, classes=classes
+                channels[layer], width, queries, query_std=query_std, bound=bound, norm=norm,
+                sinusoids=sinusoids, classes=classes,
             )
             for layer in (chosen[:1] if shared else chosen)
         )  # fmt: skip

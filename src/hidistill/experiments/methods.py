@@ -100,7 +100,8 @@ class Method:
             sketch and refine in one stage, the weight of the one falling as the other's rises.
         refine_steps: updates of the critics.
         head: the discriminator, of as many weights as the adaptive one's.
-        parts: options of the adaptive head: queries, sinusoids, classes, layers, shared; bound or norm as False.
+        parts: options of the adaptive head: queries, query_std, sinusoids, classes, layers, shared; bound or norm as
+            False.
         align: the distance of feature sets that stands in for a discriminator.
         keep: weight of MeanFlow's loss that refine keeps beside its judges; 0 keeps none.
         sketch_lr: learning rate of the sketch; None is the objective's own of `SKETCH_RATES`.

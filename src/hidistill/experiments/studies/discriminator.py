@@ -1,6 +1,6 @@
 """Does attention pooling (AWD) make a better discriminator than averaging (GAP), and which of its parts do?"""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ HEADS = {"pooled": "GAP", "convolutional": "convolution", "per_token": "per toke
 PARTS: dict[str, dict[str, Any]] = {
     "1 query": {"queries": 1},
     "8 queries": {"queries": 8},
+    "queries of size 1": {"query_std": 1.0},
     "no spectral norm": {"bound": False},
     "no LayerNorm": {"norm": False},
     "time in the query": {"sinusoids": 64},
@@ -33,7 +34,7 @@ def cell(*, seed: int, folder: Path, planted_steps: int = 0, **method: Any) -> M
     return planted.measured(Method(**method), side=DEFECT, length=planted_steps, seed=seed)
 
 
-def grid(sketch: int, refine: int, planted_steps: int, seeds: int, *, parts_play: bool) -> Grid:
+def grid(sketch: int, refine: int, planted_steps: int, seeds: int, *, playing: Collection[str]) -> Grid:
     """Heads of equal weights in the game, AWD's parts in the game, and both against planted defects.
 
     Args:
@@ -41,7 +42,7 @@ def grid(sketch: int, refine: int, planted_steps: int, seeds: int, *, parts_play
         refine: steps.
         planted_steps: of the heads against planted defects.
         seeds: how many.
-        parts_play: whether AWD's parts are in the game too; a short one shows nothing of them.
+        playing: which of AWD's parts are in the game too.
     """
     base = {"sketch": "meanflow", "sketch_steps": sketch, "refine_steps": refine, "lr": RATE}
     game = base | {"refine": "dmd+gan"}
@@ -49,9 +50,9 @@ def grid(sketch: int, refine: int, planted_steps: int, seeds: int, *, parts_play
     variants += [Variant(word, game | {"head": head}) for head, word in HEADS.items()]
     parts = {name: resolved(options) for name, options in PARTS.items()}
     variants += [
-        Variant(f"AWD, {name}", game | {"head": "adaptive", "parts": part}, ("AWD",))
+        Variant(f"AWD, {name}", game | {"head": "adaptive", "parts": part}, ("AWD", "GAP"))
         for name, part in parts.items()
-        if parts_play
+        if name in playing
     ]
     alone = {"refine": "gan", "planted_steps": planted_steps}
     variants += [Variant(f"planted: {word}", alone | {"head": head}, ("planted: GAP",)) for head, word in HEADS.items()]
@@ -97,8 +98,8 @@ STUDY = Study(
         f"against real ones with a turned square of {DEFECT} x {DEFECT} pixels."
     ),
     grids={
-        "small": grid(80, 60, 60, 5, parts_play=False),
-        "full": grid(500, 400, 600, 5, parts_play=True),
+        "small": grid(80, 60, 60, 5, playing=("time in the query", "queries of size 1")),
+        "full": grid(500, 400, 600, 5, playing=PARTS),
     },
     cell=cell,
     columns=(
