@@ -44,7 +44,7 @@ def figure(results: Results) -> Picture:
     headings = {"fd, 1": "FD classifier, 1 step", "recall, 1": "recall", "high frequency, 1": "high-frequency ratio"}
     columns = {heading: results.by_variant(key) for key, heading in headings.items()}
     caption = (
-        "One stage whose weights move from sketch to refine against two stages of equal cost, and four distances of "
+        "One stage whose weights move from sketch to refine against two stages of equal cost, and five distances of "
         "feature sets in place of AWD, on digits of 8 x 8 pixels in one step: Fréchet distance in a small classifier's "
         f"features, recall, energy at high frequencies over that of real digits. {JUDGED} images a point, "
         f"{len(results.grid.seeds)} seeds; bars are means, the dashed line is the two-stage method with AWD."
