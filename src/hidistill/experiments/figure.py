@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-WIDE = 20.0
-"""Ratio of the largest number to the smallest above which an axis of rows is logarithmic."""
+WIDE = (20.0, 1e4)
+"""An axis of rows is logarithmic between these ratios of the largest number to the smallest; above, that is as good as
+0."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def rows(columns: Mapping[str, Mapping[str, Sequence[float]]], caption: str, *, 
                 axes.plot(found, [height] * len(found), "o", color=SERIES[0], markersize=3, alpha=0.6)
                 axes.plot([fmean(found)], [height], "|", color=INK, markersize=12, markeredgewidth=1.6)
         drawn = [value for found in values.values() for value in found]
-        if drawn and min(drawn) > 0 and max(drawn) > WIDE * min(drawn):
+        if drawn and min(drawn) > 0 and WIDE[0] < max(drawn) / min(drawn) < WIDE[1]:
             axes.set_xscale("log")
         if values.get(reference):
             axes.axvline(fmean(values[reference]), color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
