@@ -129,17 +129,29 @@ def write(results: Results, out: Path, *, name: str, size: str, document: Path |
     return text
 
 
+def marks(document: Path, name: str) -> tuple[str, str, re.Pattern[str], str]:
+    """The two marks of an experiment's section, what finds them, and the document's text; asked before hours of work.
+
+    Raises:
+        ValueError: if there are no marks, or no such document.
+    """
+    begin, end = (f"<!-- {word} experiment {name} -->" for word in ("begin", "end"))
+    if not document.is_file():
+        raise ValueError(f"there is no document {document}; make one with the lines\n{begin}\n{end}")
+    text = document.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"{document} has no place for this; put the lines\n{begin}\n{end}\nwhere the section belongs")
+    return begin, end, pattern, text
+
+
 def insert(document: Path, name: str, text: str) -> None:
     """Put a section between a document's marks, in place of what is there.
 
     Raises:
         ValueError: if there are no marks.
     """
-    begin, end = (f"<!-- {word} experiment {name} -->" for word in ("begin", "end"))
-    whole_text = document.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(whole_text):
-        raise ValueError(f"{document} has no place for this; put the lines\n{begin}\n{end}\nwhere the section belongs")
+    begin, end, pattern, whole_text = marks(document, name)
     replaced = pattern.sub(lambda _: f"{begin}\n{text}{end}", whole_text)
     with whole(document) as path:
         path.write_text(replaced, encoding="utf-8")

@@ -198,7 +198,6 @@ def grid(sizes: tuple[str, ...], *, length: int, seeds: int) -> Grid:
         ("regression", 4),
         ("meanflow, plain squares", 1),
         ("meanflow, plain squares", 4),
-        ("meanflow, plain squares", 8),
         ("meanflow, 3/4 instantaneous", 1),
     ):
         name = f"{method}, 50x" + (f", {factor} times longer" if factor > 1 else "")
@@ -245,7 +244,7 @@ STUDY = Study(
         "scores, so that its direction is that of the difference of two denoisers and no divergence's gradient."
     ),
     grids={
-        "small": grid(("1x", "5x", "50x"), length=800, seeds=5),
+        "small": grid(("1x", "5x", "50x", "500x"), length=800, seeds=5),
         "full": grid(tuple(WIDTHS), length=6000, seeds=5),
     },
     cell=cell,
