@@ -114,6 +114,15 @@ def test_results_become_a_table_a_section_and_two_pictures(quick, tmp_path):
         report.write(results, tmp_path, name=NAME, size="small", document=tmp_path / "other.md")
 
 
+def test_a_document_without_marks_is_refused_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "plain.md").write_text("no marks\n")
+    for document, words in (("plain.md", "has no place for this"), ("none.md", "there is no document")):
+        command = ["experiment", NAME, "--out", str(tmp_path / "out"), "--document", str(tmp_path / document)]
+        assert main(command) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_five_seeds_apart_are_better_or_worse(quick, tmp_path):
     del tmp_path
     grid_of_five = Grid(quick.grids["small"].variants, range(5))
