@@ -213,7 +213,6 @@ def objective_of(name: Trajectory, teacher: Teacher, student: Student, average: 
     found: dict[str, Callable[[], Objective]] = {
         "meanflow": lambda: MeanFlow(guided, student, Forward(), Uniform(), 0.25),
         "meanflow from data": lambda: MeanFlow(None, student, Forward(), Uniform(), 0.25),
-        # The student itself as the target, which later papers find better, collapses in so few updates.
         "consistency": lambda: Consistency(guided, student, target, 40),
         "sCM": lambda: ContinuousConsistency(guided, student, Forward(), NOISY, warmup_steps=100),
         "LCM": lambda: LatentConsistency(teacher, student, target, SCALE, steps=50, skip=1),
