@@ -141,7 +141,7 @@ class Adaptive(nn.Module):
         if not channels or not chosen or min(*channels, width, queries) < 1 or not query_std >= 0:
             raise ValueError(
                 f"Adaptive(channels={list(channels)}, layers={layers}, width={width}, queries={queries}, "
-                f"query_std={query_std}): it needs at least one tapped layer, and positive numbers"
+                f"query_std={query_std}): it needs at least one tapped layer, positive sizes, query_std >= 0"
             )
         if not set(chosen) <= set(range(len(channels))):
             raise ValueError(f"layers={list(chosen)}: tapped layers are 0 to {len(channels) - 1}; None judges them all")

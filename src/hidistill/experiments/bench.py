@@ -18,6 +18,7 @@ from hidistill.discriminators.adaptive import Adaptive, normalized_entropy
 from hidistill.evaluate import Contestant, balanced_labels, draw, seeds_of
 from hidistill.evaluate import judged as scores
 from hidistill.experiments.methods import SCALE, Method, head_of, rate_of, stages
+from hidistill.experiments.study import Column
 from hidistill.experiments.toys import once
 from hidistill.files import whole
 from hidistill.guidance import Guided
@@ -52,10 +53,31 @@ WORDS = {
     "end_distance": "end",
 }
 """The metrics that experiments show, by their names here."""
+COLUMNS = {
+    column.key: column
+    for column in (
+        Column("fd, 1", "FD classifier, 1 step"),
+        Column("fd, 2", "FD classifier, 2 steps"),
+        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
+        Column("fd effnet, 2", "FD EfficientNet-Lite0, 2 steps"),
+        Column("recall, 1", "recall, 1 step", "higher"),
+        Column("diversity, 1", "diversity", ""),
+        Column("high frequency, 1", "high-frequency ratio", ""),
+        Column("agreement, 1", "class agreement", "higher"),
+        Column("end, 1", "distance to teacher's end", ""),
+        Column("collapsed", "collapsed, share"),
+    )
+}
+"""What a cell's numbers are called in tables and figures, and which way is better."""
 
 
 Part = Literal["valid", "test"]
 """What students are judged on: pictures and noise to choose settings on, or those that methods are compared on."""
+
+
+def columns(*keys: str) -> list[Column]:
+    """Some of `COLUMNS`, in an order."""
+    return [COLUMNS[key] for key in keys]
 
 
 def cell(

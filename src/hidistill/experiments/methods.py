@@ -48,16 +48,10 @@ SKETCH_RATES: Mapping[Trajectory, float] = {
 """The student's learning rate, of each objective its own: of four, the one with the smallest distance in one step, with
 one seed at the table's small size (`hidistill experiment learning-rates`: other pictures, noise and seed than those
 that methods are compared on). Some are the largest or smallest that were tried."""
-REFINE_RATES: Mapping[Distribution, float] = {
-    "dmd": 1e-3,
-    "dmd+gan": 3e-4,
-    "dmd+align": 3e-4,
-    "gan": 3e-4,
-    "dmd2": 1e-3,
-    "blend": 3e-4,
-}
-"""Likewise in refine, of three; dmd+gan is GAP's and AWD's together, behind a sketch, and the rates of dmd+align and
-blend are taken from it."""
+RATE = 3e-4
+"""The student's in refine where a study varies something else, or none was searched for."""
+REFINE_RATES: Mapping[Distribution, float] = {"dmd": 1e-3, "dmd+gan": RATE, "gan": RATE, "dmd2": 1e-3}
+"""Likewise in refine, of three; dmd+gan is GAP's and AWD's together, behind a sketch."""
 SKETCH_COSTS: Mapping[Trajectory, float] = {
     "none": 0.0,
     "meanflow": 6.5,
@@ -105,7 +99,7 @@ class Method:
         align: the distance of feature sets that stands in for a discriminator.
         keep: weight of MeanFlow's loss that refine keeps beside its judges; 0 keeps none.
         sketch_lr: learning rate of the sketch; None is the objective's own of `SKETCH_RATES`.
-        lr: of the student in refine; None is the objective's own of `REFINE_RATES`.
+        lr: of the student in refine; None is the objective's own of `REFINE_RATES`, else `RATE`.
         every: the student moves on each `every`-th step of refine.
 
     Raises:
@@ -230,7 +224,7 @@ def refined(method: Method, teacher: Teacher, student: Student, head: nn.Module 
     stage = refine(
         student, guided, None if method.refine == "gan" else fake, head, steps=method.refine_steps,
         alignment=ALIGNMENTS.get(method.align), on_fake=method.refine == "dmd2", every=method.every,
-        lr=REFINE_RATES[method.refine] if method.lr is None else method.lr,
+        lr=REFINE_RATES.get(method.refine, RATE) if method.lr is None else method.lr,
         feature_gradient=GAMES.get(method.refine, 0.0), times=NOISED, **trajectory,
     )  # fmt: skip
     if method.refine != "blend":

@@ -1,6 +1,5 @@
 """What an experiment found, as a table, sentences, a figure and a section of a document."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,8 +128,8 @@ def write(results: Results, out: Path, *, name: str, size: str, document: Path |
     return text
 
 
-def marks(document: Path, name: str) -> tuple[str, str, re.Pattern[str], str]:
-    """The two marks of an experiment's section, what finds them, and the document's text; asked before hours of work.
+def place(document: Path, name: str) -> tuple[str, str]:
+    """A document's text up to an experiment's section, and from its end on, with the marks; asked before hours of work.
 
     Raises:
         ValueError: if there are no marks, or no such document.
@@ -138,11 +137,11 @@ def marks(document: Path, name: str) -> tuple[str, str, re.Pattern[str], str]:
     begin, end = (f"<!-- {word} experiment {name} -->" for word in ("begin", "end"))
     if not document.is_file():
         raise ValueError(f"there is no document {document}; make one with the lines\n{begin}\n{end}")
-    text = document.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(text):
+    before, _, rest = document.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
         raise ValueError(f"{document} has no place for this; put the lines\n{begin}\n{end}\nwhere the section belongs")
-    return begin, end, pattern, text
+    return before + begin, end + after
 
 
 def insert(document: Path, name: str, text: str) -> None:
@@ -151,7 +150,6 @@ def insert(document: Path, name: str, text: str) -> None:
     Raises:
         ValueError: if there are no marks.
     """
-    begin, end, pattern, whole_text = marks(document, name)
-    replaced = pattern.sub(lambda _: f"{begin}\n{text}{end}", whole_text)
+    before, after = place(document, name)
     with whole(document) as path:
-        path.write_text(replaced, encoding="utf-8")
+        path.write_text(f"{before}\n{text}{after}", encoding="utf-8")

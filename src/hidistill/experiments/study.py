@@ -135,3 +135,8 @@ class Results:
     def by_variant(self, key: str) -> dict[str, list[float]]:
         """A number of every variant that has it, over the seeds."""
         return {each.name: values for each in self.grid.variants if (values := self.of(each.name, key))}
+
+    def panels(self, *keys: str) -> dict[str, dict[str, list[float]]]:
+        """Some of the study's columns by heading, as a figure has them beside each other; see `by_variant`."""
+        headings = {column.key: column.heading for column in self.study.columns}
+        return {headings[key]: self.by_variant(key) for key in keys}

@@ -42,7 +42,7 @@ def experiment(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     folder = Path("runs") / "experiments" / f"{name}-{size}" if out is None else out
     if document is not None:
-        report.marks(document, name)
+        report.place(document, name)
     results = grid.run(name, size, folder, jobs=cores if jobs is None else jobs, seeds=seeds)
     text = report.write(results, folder, name=name, size=size, document=document)
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from hidistill.experiments import bench, planted
 from hidistill.experiments.figure import Picture, rows
-from hidistill.experiments.methods import Method
+from hidistill.experiments.methods import RATE, Method
 from hidistill.experiments.study import Column, Grid, Results, Study, Variant
 
 HEADS = {"pooled": "GAP", "convolutional": "convolution", "per_token": "per token", "adaptive": "AWD"}
@@ -21,8 +21,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "one head for all blocks": {"shared": True},
     "last block alone": {"layers": [-1]},
 }
-RATE = 3e-4
-"""The student's learning rate in refine, with every head and with none."""
 DEFECT = 6
 """Pixels of a side: a twenty-second of the picture."""
 
@@ -70,20 +68,13 @@ def resolved(options: dict[str, Any]) -> dict[str, Any]:
 
 def figure(results: Results) -> Picture:
     """Quality of students, and what heads see of planted defects."""
-    headings = {
-        "fd, 1": "FD classifier, 1 step",
-        "recall, 1": "recall, 1 step",
-        "accuracy": "accuracy on planted defects",
-        "focus": "gradient at the defect over its area",
-    }
-    columns = {heading: results.by_variant(key) for key, heading in headings.items()}
     caption = (
         "Discriminators of equal weights: one-step students on digits of 8 x 8 pixels (upper rows), and heads alone "
         f"that tell pictures of Fashion-MNIST from such with a turned square of {DEFECT} x {DEFECT} pixels (lower "
         "rows; a gradient ratio of 1 looks everywhere alike). "
         f"{len(results.grid.seeds)} seeds; bars are means, the dashed line is GAP's."
     )
-    return rows(columns, caption, reference="GAP")
+    return rows(results.panels("fd, 1", "fd effnet, 1", "recall, 1", "accuracy", "focus"), caption, reference="GAP")
 
 
 STUDY = Study(
@@ -103,13 +94,10 @@ STUDY = Study(
     },
     cell=cell,
     columns=(
-        Column("fd, 1", "FD classifier, 1 step"),
-        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
-        Column("recall, 1", "recall", "higher"),
-        Column("high frequency, 1", "high-frequency ratio", ""),
+        *bench.columns("fd, 1", "fd effnet, 1", "recall, 1", "high frequency, 1"),
         Column("entropy", "attention entropy", ""),
-        Column("accuracy", "accuracy, planted", "higher"),
-        Column("focus", "focus, planted", "higher"),
+        Column("accuracy", "accuracy on planted defects", "higher"),
+        Column("focus", "gradient at the defect over its area", "higher"),
     ),
     reference="GAP",
     figure=figure,

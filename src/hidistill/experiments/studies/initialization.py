@@ -1,12 +1,10 @@
 """Does a sketch make distribution matching better, or only earlier, or stable?"""
 
-from hidistill.experiments.bench import JUDGED, cell
+from hidistill.experiments.bench import JUDGED, cell, columns
 from hidistill.experiments.figure import Picture, rows
-from hidistill.experiments.methods import REFINE_COSTS, SKETCH_COSTS
-from hidistill.experiments.study import Column, Grid, Results, Study, Variant
+from hidistill.experiments.methods import RATE, REFINE_COSTS, SKETCH_COSTS
+from hidistill.experiments.study import Grid, Results, Study, Variant
 
-RATE = 3e-4
-"""The student's learning rate in refine, the same behind every start."""
 HARD = {"lr": 10 * RATE, "every": 1}
 """Ten times the student's rate, and a student that moves as often as its critics."""
 
@@ -45,15 +43,13 @@ def grid(refine: int, sketches: tuple[int, ...], seeds: int, *, others: int) -> 
 
 def figure(results: Results) -> Picture:
     """Quality in one step and the share of collapsed runs, a row per start."""
-    headings = {"fd, 1": "FD classifier, 1 step", "recall, 1": "recall, 1 step", "collapsed": "collapsed (0 or 1)"}
-    columns = {heading: results.by_variant(key) for key, heading in headings.items()}
     caption = (
         "Distribution matching (DMD, no discriminator) on digits of 8 x 8 pixels behind different starts: Fréchet "
         "distance in a small classifier's features, recall, and whether a run collapsed (recall below 0.1, or a loss "
         f"that is not finite). {JUDGED} images a point, {len(results.grid.seeds)} seeds of training; bars are means, "
         "the dashed line is the start from the teacher's weights."
     )
-    return rows(columns, caption, reference="teacher's weights")
+    return rows(results.panels("fd, 1", "recall, 1", "collapsed"), caption, reference="teacher's weights")
 
 
 STUDY = Study(
@@ -68,15 +64,7 @@ STUDY = Study(
     ),
     grids={"small": grid(60, (50, 100, 200), 5, others=100), "full": grid(320, (125, 250, 500), 5, others=500)},
     cell=cell,
-    columns=(
-        Column("fd, 1", "FD classifier, 1 step"),
-        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
-        Column("fd, 2", "FD classifier, 2 steps"),
-        Column("recall, 1", "recall", "higher"),
-        Column("high frequency, 1", "high-frequency ratio", ""),
-        Column("agreement, 1", "class agreement", "higher"),
-        Column("collapsed", "collapsed, share"),
-    ),
+    columns=columns("fd, 1", "fd effnet, 1", "fd, 2", "recall, 1", "high frequency, 1", "agreement, 1", "collapsed"),
     reference="teacher's weights",
     figure=figure,
 )

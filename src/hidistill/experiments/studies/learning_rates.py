@@ -1,9 +1,9 @@
 """The learning rate of every method of the table, chosen where nothing is compared."""
 
-from hidistill.experiments.bench import JUDGED, cell
+from hidistill.experiments.bench import JUDGED, cell, columns
 from hidistill.experiments.figure import Picture, rows
 from hidistill.experiments.studies import table
-from hidistill.experiments.study import Column, Grid, Results, Size, Study, Variant
+from hidistill.experiments.study import Grid, Results, Size, Study, Variant
 
 SKETCH, REFINE = (1.25e-4, 2.5e-4, 5e-4, 1e-3), (1e-4, 3e-4, 1e-3)
 """Rates of the student in a trajectory objective, and in a distribution objective."""
@@ -26,14 +26,12 @@ def grid(size: Size) -> Grid:
 
 def figure(results: Results) -> Picture:
     """Quality in one and two steps, a row per method and rate."""
-    headings = {"fd, 1": "FD classifier, 1 step", "fd, 2": "2 steps", "end, 1": "distance to teacher's end"}
-    columns = {heading: results.by_variant(key) for key, heading in headings.items()}
     caption = (
         "Students of every method at several learning rates, on digits of 8 x 8 pixels: Fréchet distance in the "
         "features of a small classifier and distance from the teacher's end of the same noise (lower is better). "
         f"{JUDGED} images a point against validation pictures, seeds {', '.join(map(str, results.grid.seeds))}."
     )
-    return rows(columns, caption)
+    return rows(results.panels("fd, 1", "fd, 2", "end, 1"), caption)
 
 
 STUDY = Study(
@@ -44,15 +42,7 @@ STUDY = Study(
     ),
     grids={"small": grid("small"), "full": grid("full")},
     cell=cell,
-    columns=(
-        Column("fd, 1", "FD classifier, 1 step"),
-        Column("fd, 2", "2 steps"),
-        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
-        Column("recall, 1", "recall, 1 step", "higher"),
-        Column("high frequency, 1", "high-frequency ratio", ""),
-        Column("agreement, 1", "class agreement", "higher"),
-        Column("end, 1", "distance to teacher's end"),
-    ),
+    columns=columns("fd, 1", "fd, 2", "fd effnet, 1", "recall, 1", "high frequency, 1", "agreement, 1", "end, 1"),
     reference="MeanFlow, 0.0005",
     figure=figure,
 )

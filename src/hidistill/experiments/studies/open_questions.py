@@ -1,12 +1,10 @@
 """What the paper leaves open: one stage in place of two, and alignment without an adversary."""
 
-from hidistill.experiments.bench import JUDGED, cell
+from hidistill.experiments.bench import JUDGED, cell, columns
 from hidistill.experiments.figure import Picture, rows
-from hidistill.experiments.methods import REFINE_COSTS, SKETCH_COSTS
-from hidistill.experiments.study import Column, Grid, Results, Study, Variant
+from hidistill.experiments.methods import RATE, REFINE_COSTS, SKETCH_COSTS
+from hidistill.experiments.study import Grid, Results, Study, Variant
 
-RATE = 3e-4
-"""The student's learning rate in refine and in the one stage."""
 CRITICS = 6.1
 """Forward passes that a step of fake score and discriminator is worth."""
 ALIGNMENTS = {
@@ -41,15 +39,13 @@ def grid(sketch: int, refine: int, seeds: int) -> Grid:
 
 def figure(results: Results) -> Picture:
     """Quality in one step, a row per variant."""
-    headings = {"fd, 1": "FD classifier, 1 step", "recall, 1": "recall", "high frequency, 1": "high-frequency ratio"}
-    columns = {heading: results.by_variant(key) for key, heading in headings.items()}
     caption = (
         "One stage whose weights move from sketch to refine against two stages of equal cost, and five distances of "
         "feature sets in place of AWD, on digits of 8 x 8 pixels in one step: Fréchet distance in a small classifier's "
         f"features, recall, energy at high frequencies over that of real digits. {JUDGED} images a point, "
         f"{len(results.grid.seeds)} seeds; bars are means, the dashed line is the two-stage method with AWD."
     )
-    return rows(columns, caption, reference="two stages, AWD")
+    return rows(results.panels("fd, 1", "recall, 1", "high frequency, 1"), caption, reference="two stages, AWD")
 
 
 STUDY = Study(
@@ -64,15 +60,7 @@ STUDY = Study(
     ),
     grids={"small": grid(80, 60, 5), "full": grid(500, 320, 5)},
     cell=cell,
-    columns=(
-        Column("fd, 1", "FD classifier, 1 step"),
-        Column("fd, 2", "2 steps"),
-        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
-        Column("recall, 1", "recall", "higher"),
-        Column("high frequency, 1", "high-frequency ratio", ""),
-        Column("agreement, 1", "class agreement", "higher"),
-        Column("collapsed", "collapsed, share"),
-    ),
+    columns=columns("fd, 1", "fd, 2", "fd effnet, 1", "recall, 1", "high frequency, 1", "agreement, 1", "collapsed"),
     reference="two stages, AWD",
     figure=figure,
 )

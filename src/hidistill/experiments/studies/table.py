@@ -1,9 +1,9 @@
 """The paper's main table in small: every method at equal cost of training, judged in one and two steps."""
 
-from hidistill.experiments.bench import JUDGED, cell
+from hidistill.experiments.bench import JUDGED, cell, columns
 from hidistill.experiments.figure import Picture, rows
 from hidistill.experiments.methods import FADE, REFINE_COSTS, SKETCH_COSTS, Distribution, Head, Trajectory
-from hidistill.experiments.study import Column, Grid, Results, Study, Variant
+from hidistill.experiments.study import Grid, Results, Study, Variant
 
 TEACHER_STEPS = (1, 2, 4, 16, 50, 250)
 ALONE: tuple[tuple[str, Distribution, Head], ...] = (
@@ -48,19 +48,13 @@ def grid(sketch: int, refine: int, seeds: int) -> Grid:
 
 def figure(results: Results) -> Picture:
     """Distance, recall and detail in one step, a row per method."""
-    headings = {
-        "fd, 1": "FD classifier, 1 step",
-        "recall, 1": "recall, 1 step",
-        "high frequency, 1": "high-frequency ratio",
-    }
-    columns = {heading: results.by_variant(key) for key, heading in headings.items()}
     caption = (
         "Methods on digits of 8 x 8 pixels in one step (the teacher in the steps that its row names): Fréchet distance "
         "in the features of a small classifier (lower is better), recall (higher is better) and energy at high "
         f"frequencies over that of real digits (1 is right). {JUDGED} images a point, {len(results.grid.seeds)} seeds "
         "of training with one teacher; bars are means, the dashed line is HD's."
     )
-    return rows(columns, caption, reference="HD")
+    return rows(results.panels("fd, 1", "recall, 1", "high frequency, 1"), caption, reference="HD")
 
 
 STUDY = Study(
@@ -76,16 +70,16 @@ STUDY = Study(
     ),
     grids={"small": grid(60, 40, 5), "full": grid(500, 320, 5)},
     cell=cell,
-    columns=(
-        Column("fd, 1", "FD classifier, 1 step"),
-        Column("fd, 2", "2 steps"),
-        Column("fd effnet, 1", "FD EfficientNet-Lite0, 1 step"),
-        Column("fd effnet, 2", "2 steps"),
-        Column("recall, 1", "recall, 1 step", "higher"),
-        Column("diversity, 1", "diversity", ""),
-        Column("high frequency, 1", "high-frequency ratio", ""),
-        Column("agreement, 1", "class agreement", "higher"),
-        Column("end, 1", "distance to teacher's end", ""),
+    columns=columns(
+        "fd, 1",
+        "fd, 2",
+        "fd effnet, 1",
+        "fd effnet, 2",
+        "recall, 1",
+        "diversity, 1",
+        "high frequency, 1",
+        "agreement, 1",
+        "end, 1",
     ),
     reference="HD",
     figure=figure,

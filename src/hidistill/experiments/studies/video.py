@@ -41,16 +41,6 @@ def grid(plan: Mapping[str, Any], *, sketch: int, refine: int, seeds: int) -> Gr
 
 def figure(results: Results) -> Picture:
     """Frames, motion and looks in one step, a row per variant."""
-    headings = {
-        "fd, 1": "FD of frames",
-        "motion error, 1": "motion error, pixels",
-        "appearance change, 1": "change of appearance",
-        "fd motion, 1": "FD of trajectories, pixels²",
-    }
-    columns = {
-        heading: {variant.name: results.of(variant.name, key) for variant in results.grid.variants}
-        for key, heading in headings.items()
-    }
     plan = results.grid.variants[0].arguments["plan"]
     caption = (
         f"Clips of {plan['frames']} frames of {plan['side']} x {plan['side']} pixels in which a digit of "
@@ -61,7 +51,9 @@ def figure(results: Results) -> Picture:
         f"{plan['judged']} clips a point, {len(results.grid.seeds)} seeds of training and noise with one teacher; bars "
         "are means, the dashed line is HD's."
     )
-    return rows(columns, caption, reference="HD")
+    return rows(
+        results.panels("fd, 1", "motion error, 1", "appearance change, 1", "fd motion, 1"), caption, reference="HD"
+    )
 
 
 STUDY = Study(
@@ -79,12 +71,12 @@ STUDY = Study(
     cell=cell,
     columns=(
         Column("fd, 1", "FD frames, 1 step"),
-        Column("fd, 2", "2 steps"),
+        Column("fd, 2", "FD frames, 2 steps"),
         Column("agreement, 1", "class agreement of frames", "higher"),
         Column("motion error, 1", "motion error, pixels"),
-        Column("motion error, 2", "2 steps"),
+        Column("motion error, 2", "motion error, pixels, 2 steps"),
         Column("appearance change, 1", "change of appearance"),
-        Column("appearance change, 2", "2 steps"),
+        Column("appearance change, 2", "change of appearance, 2 steps"),
         Column("fd motion, 1", "FD trajectories, pixels²"),
         Column("high frequency, 1", "high-frequency ratio", ""),
         Column("diversity, 1", "diversity", ""),
