@@ -13,12 +13,13 @@ for command in hidistill.cli.COMMANDS:
     import_module(f"hidistill.cli.commands.{command}")
 assert "torch" not in sys.modules, "the command line's help would wait for torch"
 
-import torch
 begin = time.process_time()
+import torch
+loaded = time.process_time()
 for module in walk_packages(hidistill.__path__, "hidistill."):
     if not module.name.endswith("__main__"):
         import_module(module.name)
-print(time.process_time() - begin)
+print((time.process_time() - loaded) / (loaded - begin))
 assert not torch.cuda.is_initialized()
 """
 
@@ -30,5 +31,5 @@ def test_importing_everything_is_cheap_and_silent(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert len(done.stdout.split()) == 1
-    assert float(done.stdout) < 1.5
+    assert float(done.stdout) < 2.5, "of the processor time that torch itself takes"
     assert list(tmp_path.iterdir()) == []
