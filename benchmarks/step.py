@@ -26,8 +26,10 @@ from hidistill.derivative import Forward
 from hidistill.train.loop import autocast
 
 BATCH = 8
-TIMED = {"tiny": (32, 7), "S/2": (2, 3)}
-"""Rows and rounds of what is timed."""
+TIMED = {"tiny": (32, 7), "S/2": (4, 3)}
+"""Rows and rounds of what is timed; a quarter of the rows has a derivative, so that there must be four."""
+WHOLE = {"S/2"}
+"""Sizes of which whole steps and the derivative are timed, and no other parts: these take minutes."""
 
 
 def counts(name: str) -> list[dict[str, object]]:
@@ -100,7 +102,11 @@ def times(name: str, precision: str, device: str, rounds: int, clock: str = "wal
 
     central = "(central)"  # refuses less than float32
     calls = {"F": lambda: student_forward(made)} | dict(all_parts(made))
-    kept = {part: under(call) for part, call in calls.items() if precision == "float32" or not part.endswith(central)}
+    kept = {
+        part: under(call)
+        for part, call in calls.items()
+        if (precision == "float32" or not part.endswith(central)) and (name not in WHOLE or is_whole(part))
+    }
     taken = in_turns(kept, rounds or usual, clock=clock)
     one = Spread.of(taken["F"]).median
     return [
@@ -108,6 +114,11 @@ def times(name: str, precision: str, device: str, rounds: int, clock: str = "wal
         | {"low": 1e3 * spread.low / batch, "high": 1e3 * spread.high / batch, "in times of F": spread.median / one}
         for part, spread in ((part, Spread.of(values)) for part, values in taken.items())
     ]
+
+
+def is_whole(part: str) -> bool:
+    """Whether a part is a forward, a derivative or a whole step."""
+    return part == "F" or "update" in part or part.startswith(("sketch: derivative", "sketch: whole"))
 
 
 KINDS: Mapping[str, tuple[str, ...]] = {

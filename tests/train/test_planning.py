@@ -1,5 +1,6 @@
 """What a plan says, against closed forms and against what is really allocated."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import pytest
@@ -19,6 +20,7 @@ from hidistill.train.driver import execute
 from hidistill.train.experiment import Experiment
 from hidistill.train.planning import Layout, counted, plan, rows, warning
 from hidistill.train.rates import COLD_SETS, Curve, cold, datasheet, measured
+from hidistill.train.recomputing import recomputed
 from hidistill.train.stage import Stage, Update
 from hidistill.types import Batch, Loss
 
@@ -186,8 +188,9 @@ def test_operations_are_told_apart_by_how_they_move_bytes():
     assert ops[Op("strided", 0, 4 * (32 + 4), half=False)] >= 1
 
 
-def test_memory_is_what_the_allocator_gave_out():
-    """Within 10 %, for every update of both stages of a small network."""
+@pytest.mark.parametrize("again", [False, True])
+def test_memory_is_what_the_allocator_gave_out(again):
+    """Within 10 %, for every update of both stages of a small network; also where blocks run again on the way back."""
     teacher = DiT(image_size=16, channels=3, classes=10, size=Size(64, 2, 4)).requires_grad_(False)
     student, fake = teacher.student().requires_grad_(False), DiT.from_config(teacher.config).requires_grad_(False)
     head, guided = Adaptive(teacher.feature_channels).requires_grad_(False), Guided(teacher, 1.5)
@@ -196,11 +199,50 @@ def test_memory_is_what_the_allocator_gave_out():
         sketch(student, guided, steps=10, derivative=Forward()),
         refine(student, guided, fake, head, steps=10),
     ]
-    for stage in stages:
-        for name, update in stage.updates.items():
-            update.objective(batch)  # what is made once, such as position embeddings, is not the step's
-            said = count_update(update, batch, [teacher, student, fake, head]).peak_bytes
-            assert said == pytest.approx(allocated(update, batch), rel=0.1), (stage.name, name)
+    with recomputed([student, fake, head]) if again else nullcontext():
+        for stage in stages:
+            for name, update in stage.updates.items():
+                update.objective(batch)  # what is made once, such as position embeddings, is not the step's
+                said = count_update(update, batch, [teacher, student, fake, head]).peak_bytes
+                assert said == pytest.approx(allocated(update, batch), rel=0.1), (stage.name, name)
+
+
+def test_blocks_that_run_again_take_a_forward_more_and_keep_less(run):
+    """Of a network of one forward with gradient: 4 in the place of 3, and a block's activations in the place of all."""
+    whole, again = (counted(run, Layout(2, sharded=True, recompute=how))["sketch"]["student"] for how in (False, True))
+    forward = 2 * 4 * sum(p.numel() for p in run.modules["student"].net.blocks[0].mlp.parameters() if p.ndim == 2) * 16
+    assert again.flops - whole.flops > 2 * forward  # of two blocks, attention and the modulation beside it
+    assert again.flops < 1.3 * whole.flops
+    assert again.saved_bytes < 0.7 * whole.saved_bytes
+    assert all("forward" not in vars(block) for block in run.modules["student"].net.blocks)
+
+
+def test_frozen_networks_that_rest_elsewhere_take_no_memory(run, work):
+    there, away = (
+        plan(run, work[2], H100, layout=Layout(2, sharded=True, offload_frozen=how)) for how in (False, True)
+    )
+    for a, b in zip(there, away, strict=True):
+        assert a.memory["teacher"] > 0
+        assert b.memory == a.memory | {"teacher": 0}
+
+
+@pytest.mark.parametrize("how", [{"recompute": True}, {"offload_frozen": True}])
+def test_what_has_no_effect_without_parts_is_refused(how):
+    with pytest.raises(ValueError, match="recompute and offload_frozen are of sharded networks"):
+        Layout(2, **how)
+    with pytest.raises(ValueError, match="offload_optimizer is of networks held whole"):
+        Layout(2, sharded=True, offload_optimizer=True)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_critics_that_take_the_students_draw_are_counted_so(every):
+    """In the steps in which the student moves; in the others they draw for themselves."""
+    alone, reused = (count(small(every=every, reuse=reuse))["refine"] for reuse in (False, True))
+    assert reused["student"].flops == alone["student"].flops
+    saved = alone["critics"].flops - reused["critics"].flops
+    together = count(small(every=1, reuse=True))["refine"]["critics"].flops
+    assert saved == pytest.approx((alone["critics"].flops - together) / every, rel=1e-6)
+    assert 0.2 < (alone["critics"].flops - together) / alone["critics"].flops < 0.4
 
 
 def test_counting_changes_nothing():

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hidistill.cli.lookup import Recipe
@@ -21,24 +21,18 @@ class Setting:
     """On what a run is planned.
 
     Args:
-        processes: one for each device.
-        sharded: whether networks, gradients, optimizers and averages are cut into as many parts.
+        layout: processes, one for each device, and how the networks lie on them.
         machine: this one, measured, or an accelerator off its datasheet.
         share: of the datasheet's products a second that the run is taken to reach.
         device: of this machine, where it is measured.
         price: of an hour of one device; 0 leaves costs out.
-        passes: in which a process takes its rows.
-        offload_optimizer: whether optimizers' states rest in the CPU's memory.
     """
 
-    processes: int = 1
-    sharded: bool = False
+    layout: Layout = field(default_factory=Layout)
     machine: Machine = "here"
     share: float = 1.0
     device: str = "cpu"
     price: float = 0.0
-    passes: int = 1
-    offload_optimizer: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what has no effect."""
@@ -65,7 +59,7 @@ def foretell(recipe: Recipe, arguments: Mapping[str, Any], setting: Setting) -> 
 
 def planned(experiment: Experiment, setting: Setting) -> str:
     """The table of a plan, and what it rests on, in Markdown."""
-    layout = Layout(setting.processes, setting.sharded, setting.passes, setting.offload_optimizer)
+    layout = setting.layout
     work = counted(experiment, layout)
     if setting.machine == "here":
         works = [each for updates in work.values() for each in updates.values()]
@@ -76,17 +70,19 @@ def planned(experiment: Experiment, setting: Setting) -> str:
     seconds = sum(each.steps * each.seconds for each in found)
     unsent = any(each.sending is None for each in found)
     left_out = ", checkpoints and what is sent between processes" if unsent else " and checkpoints"
-    if setting.processes > 1 and not unsent:
+    if layout.processes > 1 and not unsent:
         left_out += ", nothing of what is sent overlapping with what is computed"
     lines = [
         markdown(rows(found, layout=layout, precision=experiment.precision)),
         f"Rates: {rates.machine}. In all about {duration(seconds)} for {experiment.total_steps:,} steps, without "
         f"evaluations{left_out}.",
     ]
+    if layout.offload_frozen:
+        lines.append("How long frozen networks take from the CPU's memory to the device is not foretold.")
     if unsent:
         lines.append("How fast processes of this machine share its cores and links is not foretold.")
     if setting.price:
-        hours = seconds / 3600 * setting.processes
+        hours = seconds / 3600 * layout.processes
         lines.append(
             f"That is {hours:,.0f} hours of a device, {hours * setting.price:,.0f} at {setting.price:g} an hour."
         )

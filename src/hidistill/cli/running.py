@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hidistill.train.driver import Event, execute, refuse_device
 from hidistill.train.experiment import Experiment
 from hidistill.train.loop import NonFinite
 from hidistill.train.patience import Terminated
+from hidistill.train.planning import Layout
 
 STOPPED, TERMINATED, BAD_INPUT = 130, 143, 2
 """Exit statuses: 128 and the number of the signal, as shells have them."""
@@ -67,6 +68,11 @@ class Settings:
             raise ValueError("--recompute and --offload-frozen are of networks held in parts; add --sharded")
         if self.offload_optimizer and self.sharded:
             raise ValueError("--offload-optimizer is of networks held whole; leave it out, or --sharded")
+
+    def layout(self, processes: int) -> Layout:
+        """How the networks lie on so many processes, to be planned."""
+        how = {each.name: getattr(self, each.name) for each in fields(Layout) if each.name != "processes"}
+        return Layout(processes, **how)
 
     @property
     def execution(self) -> dict[str, Any]:

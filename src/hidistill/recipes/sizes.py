@@ -30,6 +30,7 @@ def on_paper(
     instantaneous: float = 0.75,
     guidance: float = 1.5,
     precision: str = "bfloat16",
+    reuse: bool = False,
 ) -> Experiment:
     """Both stages on a DiT that has shapes and no numbers: what would such a run take?
 
@@ -49,6 +50,7 @@ def on_paper(
         instantaneous: share of the sketch's rows with r = t.
         guidance: scale of the teacher's guidance; 1 is none and saves a pass.
         precision: float32 or bfloat16.
+        reuse: whether critics take what the student's update of the same step has drawn.
     """
     with torch.device("meta"):
         teacher = DiT(image_size=image_size, channels=channels, classes=classes, patch=patch, size=size_of(size))
@@ -57,7 +59,7 @@ def on_paper(
         head = Adaptive(teacher.feature_channels)
         guided = Guided(teacher, guidance)
         first = sketch(student, guided, steps=sketch_steps, derivative=Forward(), instantaneous=instantaneous)
-        second = refine(student, guided, fake, head, steps=refine_steps, every=every)
+        second = refine(student, guided, fake, head, steps=refine_steps, every=every, reuse=reuse)
 
     def batch_at(step: int) -> Batch:
         """The shape of a batch."""

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hidistill.attention import attend
 from hidistill.embedding import TimeEmbedding, interval_embedding, position_embedding
 from hidistill.path import labels_of, per_row
 from hidistill.types import Cond, Points, Probe, Times, Tokens
@@ -76,7 +77,7 @@ class Block(nn.Module):
     def attend(self, x: Tokens) -> Tokens:
         """Multi-head self-attention."""
         q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = attend(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2))
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hidistill.attention import attend
 from hidistill.embedding import TimeEmbedding, interval_embedding, position_embedding, sinusoids
 from hidistill.path import labels_of, per_row
 from hidistill.types import Cond, Points, Probe, Times, Tokens
@@ -38,7 +39,7 @@ class Attention(nn.Module):
     def forward(self, x: Grid) -> Grid:
         """Tokens of the same shape."""
         q, k, v = self.qkv(x).flatten(0, 1).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = attend(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2)).unflatten(0, x.shape[:2])
 
 

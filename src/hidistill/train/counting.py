@@ -7,8 +7,10 @@ counted operation by operation, so that the answer holds for any machine; `rates
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from math import lcm
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -20,8 +22,9 @@ from torch.utils.flop_counter import flop_registry
 from hidistill.path import on
 from hidistill.train.experiment import Experiment
 from hidistill.train.loop import Precision, autocast
-from hidistill.train.stage import Update
-from hidistill.types import Batch
+from hidistill.train.recomputing import recomputed
+from hidistill.train.stage import Stage, Update
+from hidistill.types import Batch, Objective
 
 Kind = Literal["product", "convolution", "attention", "heavy", "light", "strided"]
 HEAVY = (
@@ -48,7 +51,7 @@ class Work:
     """What one update takes, once.
 
     Args:
-        ops: operations, with how often each comes.
+        ops: operations, with how often each comes; on the mean, where not every time is alike.
         peak_bytes: most that is alive at once of what the update makes: activations, gradients, temporaries.
         saved_bytes: what is alive of it when the loss is there, kept for the way back.
         moving: numbers that the optimizer moves.
@@ -58,7 +61,7 @@ class Work:
         averaged: numbers that follow in moving averages.
     """
 
-    ops: Mapping[Op, int] = field(repr=False)
+    ops: Mapping[Op, float] = field(repr=False)
     peak_bytes: int
     saved_bytes: int
     moving: int
@@ -70,12 +73,12 @@ class Work:
     @property
     def flops(self) -> int:
         """Products of the update."""
-        return sum(op.flops * count for op, count in self.ops.items())
+        return round(sum(op.flops * count for op, count in self.ops.items()))
 
     @property
     def bytes(self) -> int:
         """Bytes that the update's operations read and write."""
-        return sum(op.bytes * count for op, count in self.ops.items())
+        return round(sum(op.bytes * count for op, count in self.ops.items()))
 
     def repeated(self, times: int) -> "Work":
         """The work of so many passes whose gradients are added up: nothing more is alive at once."""
@@ -87,34 +90,67 @@ class Uncountable(ValueError):
     """An update whose operations depend on numbers cannot be counted without them."""
 
 
-def count(experiment: Experiment, *, samples: int | None = None) -> dict[str, dict[str, Work]]:
+def count(experiment: Experiment, *, samples: int | None = None, recompute: bool = False) -> dict[str, dict[str, Work]]:
     """The work of every update of every stage, by their names. Nothing is computed, drawn or changed.
 
     Args:
         experiment: built, on any device.
         samples: rows of a batch, in place of the experiment's own.
+        recompute: whether the blocks of what moves in any stage run again in the backward pass.
 
     Raises:
         Uncountable: if an update's operations depend on numbers.
     """
     found: dict[str, dict[str, Work]] = {}
-    for index, stage in enumerate(experiment.stages):
-        if not stage.steps:
-            continue
-        batch = on(experiment.batch_at(experiment.offset(index)), "cpu")
-        averages = {id(p): p.numel() for each in stage.averages.values() for p in each.source.parameters()}
-        found[stage.name] = {}
-        for name, update in stage.updates.items():
-            averaged = sum(averages.get(id(p), 0) for p in update.parameters())
-            found[stage.name][name] = count_update(
-                update, batch, networks(experiment), precision=experiment.precision, samples=samples, averaged=averaged
-            )
+    taking_part = [*experiment.modules.values(), *experiment.frozen.values()]
+    with recomputed(experiment.modules.values()) if recompute else nullcontext():
+        for index, stage in enumerate(experiment.stages):
+            if not stage.steps:
+                continue
+            batch = on(experiment.batch_at(experiment.offset(index)), "cpu")
+            works = count_stage(stage, batch, taking_part, precision=experiment.precision, samples=samples)
+            averages = {id(p): p.numel() for each in stage.averages.values() for p in each.source.parameters()}
+            found[stage.name] = {
+                name: replace(work, averaged=sum(averages.get(id(p), 0) for p in stage.updates[name].parameters()))
+                for name, work in works.items()
+            }
     return found
 
 
-def networks(experiment: Experiment) -> list[nn.Module]:
-    """Every network that takes part."""
-    return [*experiment.modules.values(), *experiment.frozen.values()]
+def count_stage(
+    stage: Stage,
+    batch: Batch,
+    taking_part: Sequence[nn.Module],
+    *,
+    precision: Precision = "float32",
+    samples: int | None = None,
+) -> dict[str, Work]:
+    """The work of a stage's updates by their names, each on the mean over the steps that it runs in.
+
+    What an update takes may depend on those that ran before it in the same step, for one may leave the other what it
+    has drawn. So every set of updates that a step can have is counted as it runs. For the arguments see `count_update`.
+    """
+    together = Counter(
+        tuple(name for name, update in stage.updates.items() if (step + 1) % update.every == 0)
+        for step in range(lcm(*(update.every for update in stage.updates.values())))
+    )
+    counts: dict[str, list[tuple[Work, int]]] = {name: [] for name in stage.updates}
+    for names, often in together.items():
+        each = [stage.updates[name] for name in names]
+        for name, work in zip(names, count_step(each, batch, taking_part, precision, samples), strict=True):
+            counts[name].append((work, often))
+    return {name: mean(works) for name, works in counts.items()}
+
+
+def mean(works: Sequence[tuple[Work, int]]) -> Work:
+    """The mean of counts of one update, each of which comes so often; of memory the largest."""
+    ops: dict[Op, float] = {}
+    total = sum(often for _, often in works)
+    for work, often in works:
+        for op, times in work.ops.items():
+            ops[op] = ops.get(op, 0.0) + times * often / total
+    peak, saved = (max(getattr(work, name) for work, _ in works) for name in ("peak_bytes", "saved_bytes"))
+    return replace(works[0][0], ops=ops, peak_bytes=peak, saved_bytes=saved)
 
 
 def count_update(
@@ -124,7 +160,6 @@ def count_update(
     *,
     precision: Precision = "float32",
     samples: int | None = None,
-    averaged: int = 0,
 ) -> Work:
     """The work of one update: its objective forward, and the gradient of what it moves.
 
@@ -134,39 +169,63 @@ def count_update(
         taking_part: the networks of which the objective makes use. Those that are not named are copied.
         precision: see `train.loop.autocast`.
         samples: rows of the batch, in place of its own.
-        averaged: numbers that follow in moving averages.
 
     Raises:
         Uncountable: if its operations depend on numbers.
     """
+    (work,) = count_step([update], batch, taking_part, precision, samples)
+    return work
+
+
+def count_step(
+    updates: Sequence[Update],
+    batch: Batch,
+    taking_part: Sequence[nn.Module],
+    precision: Precision,
+    samples: int | None,
+) -> list[Work]:
+    """The work of updates that run one after the other in a step; see `count_update`."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # a second of imports, which only those who count pay for
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     mode.cache_enabled = False  # a view out of the cache has lost that it carries a tangent, and forward mode fails
-    moving = {id(parameter) for parameter in update.parameters()}
     with mode:
-        memo = {id(t): on_paper(t, moving=id(t) in moving) for module in taking_part for t in tensors_of(module)}
-    objective, parameters = deepcopy((update.objective, update.parameters()), memo)
+        memo = {id(tensor): on_paper(tensor) for module in taking_part for tensor in tensors_of(module)}
+    copies = deepcopy([(update.objective, update.parameters()) for update in updates], memo)
     with torch.random.fork_rng(devices=[]), mode:
         batch = resized(batch, samples or len(batch.x))
+        return [
+            counted_once(update, objective, parameters, batch, precision)
+            for update, (objective, parameters) in zip(updates, copies, strict=True)
+        ]
+
+
+def counted_once(
+    update: Update, objective: Objective, parameters: Sequence[Tensor], batch: Batch, precision: Precision
+) -> Work:
+    """The work of an update whose objective and parameters are on paper."""
+    tally = Tally()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with tally:
+            with autocast(precision, "cpu"):
+                loss = objective(batch)
+            saved = tally.alive
+            gradients = torch.autograd.grad(loss.value.mean(), parameters)
+    except Exception as error:  # a network may do anything, and none of it is a defect of the run
+        raise Uncountable(
+            f"{type(update.objective).__name__} cannot be counted: it looks at numbers, or uses an operation that "
+            f"needs them ({type(error).__name__}: {str(error).splitlines()[:1]}), as guidance within an interval "
+            "does; only what is said about speed is missing for it"
+        ) from error
+    finally:
         for parameter in parameters:
-            parameter.requires_grad_(True)
-        tally = Tally()
-        try:
-            with tally:
-                with autocast(precision, "cpu"):
-                    loss = objective(batch)
-                saved = tally.alive
-                gradients = torch.autograd.grad(loss.value.mean(), parameters)
-        except Exception as error:  # a network may do anything, and none of it is a defect of the run
-            raise Uncountable(
-                f"{type(update.objective).__name__} cannot be counted: it looks at numbers, or uses an operation that "
-                f"needs them ({type(error).__name__}: {str(error).splitlines()[:1]}), as guidance within an interval "
-                "does; only what is said about speed is missing for it"
-            ) from error
-        del gradients
+            parameter.requires_grad_(False)
+    del gradients
     rows, size = len(batch.x), sum(p.numel() for p in update.parameters())
-    return Work(tally.ops, tally.peak, saved, size, update.every, tally.tokens, rows, averaged)
+    ops = {op: float(times) for op, times in tally.ops.items()}
+    return Work(ops, tally.peak, saved, size, update.every, tally.tokens, rows)
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
@@ -175,10 +234,10 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def on_paper(tensor: Tensor, *, moving: bool) -> Tensor:
-    """A tensor of the same shape and type, without numbers; call it within a `FakeTensorMode`."""
+def on_paper(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape and type that does not move, without numbers; call it within a `FakeTensorMode`."""
     empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-    return nn.Parameter(empty, requires_grad=moving) if isinstance(tensor, nn.Parameter) else empty
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 def resized(batch: Batch, rows: int) -> Batch:

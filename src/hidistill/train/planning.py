@@ -31,18 +31,26 @@ class Layout:
         processes: one for each device; the batch is split over them.
         sharded: every network, gradient, optimizer's state and average is cut into as many parts, one for each.
         passes: in which a process takes its rows, one after the other.
+        recompute: whether blocks of sharded networks run again in the backward pass.
+        offload_frozen: whether sharded networks that do not move rest in the CPU's memory.
         offload_optimizer: whether optimizers' states lie in the CPU's memory but for the time of a step.
     """
 
     processes: int = 1
     sharded: bool = False
     passes: int = 1
+    recompute: bool = False
+    offload_frozen: bool = False
     offload_optimizer: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse less than one process or pass."""
+        """Refuse less than one process or pass, and what goes with sharded networks without them."""
         if self.processes < 1 or self.passes < 1:
             raise ValueError(f"processes={self.processes}, passes={self.passes}: a run has 1 or more")
+        if (self.recompute or self.offload_frozen) and not self.sharded:
+            raise ValueError("recompute and offload_frozen are of sharded networks; set sharded, or leave them out")
+        if self.offload_optimizer and self.sharded:
+            raise ValueError("offload_optimizer is of networks held whole; leave it out, or sharded")
 
     def share(self, samples: int) -> int:
         """Rows of a batch for each pass of each process.
@@ -110,7 +118,8 @@ def counted(experiment: Experiment, layout: Layout = Layout()) -> Counted:
         Uncountable: if an update's operations depend on numbers.
         ValueError: if the batch cannot be split over the processes.
     """
-    found = count(experiment, samples=layout.share(len(experiment.batch_at(0).x)))
+    rows = layout.share(len(experiment.batch_at(0).x))
+    found = count(experiment, samples=rows, recompute=layout.recompute)
     return {
         stage: {name: work.repeated(layout.passes) for name, work in updates.items()}
         for stage, updates in found.items()
@@ -158,6 +167,8 @@ def memory_of(experiment: Experiment, work: Mapping[str, Work], *, states: int, 
     parts = layout.processes if layout.sharded else 1
     roles = {**experiment.modules, **experiment.frozen}
     found = {role: bytes_of(module) // parts for role, module in roles.items()}
+    if layout.offload_frozen:
+        found |= dict.fromkeys(experiment.frozen, 0)
     found["averages"] = sum(bytes_of(a.module) for s in experiment.stages for a in s.averages.values()) // parts
     found["optimizers"] = states // parts
     gradients = {name: 4 * each.moving for name, each in work.items()}

@@ -78,18 +78,26 @@ def foretold(argv: Sequence[str]) -> int:
     from hidistill.cli.lookup import find
     from hidistill.cli.options import parse
     from hidistill.cli.planned import Machine, Setting, foretell
+    from hidistill.train.planning import Layout
 
     recipe = find(argv[0])
-    extra = {
+    layout = {
         "processes": (int, 1, "one for each device; the batch is split over them."),
         "sharded": (bool, False, "networks, gradients, optimizers and averages are cut into as many parts."),
+        "passes": (int, 1, "in which a process takes its rows of a batch."),
+        "recompute": (bool, False, "with --sharded, blocks run again in the backward pass."),
+        "offload_frozen": (bool, False, "with --sharded, frozen networks rest in the memory of the CPU."),
+        "offload_optimizer": (bool, False, "optimizers' moments rest in the memory of the CPU; not with --sharded."),
+    }
+    extra = {
         "machine": (Machine, "here", "this machine, measured, or an accelerator off its datasheet."),
         "share": (float, 1.0, "of the datasheet's products a second that the run is taken to reach."),
         "device": (str, "cpu", "of this machine, where it is measured."),
         "price": (float, 0.0, "of an hour of one device, in any currency; 0 leaves costs out."),
     }
-    arguments = parse(recipe.function, argv[1:], prog=f"hidistill doctor {recipe.name}", extra=extra)
-    setting = Setting(**{name: arguments.pop(name) for name in extra})
+    arguments = parse(recipe.function, argv[1:], prog=f"hidistill doctor {recipe.name}", extra=layout | extra)
+    held = Layout(**{name: arguments.pop(name) for name in layout})
+    setting = Setting(held, **{name: arguments.pop(name) for name in extra})
     return foretell(recipe, arguments, setting)
 
 

@@ -70,11 +70,7 @@ def command(argv: Sequence[str]) -> int:
     if dry_run:
         from hidistill.cli.planned import Setting, foretell, launch, say, without
 
-        setting = Setting(
-            dry_run, settings.sharded, device=device, passes=settings.passes,
-            offload_optimizer=settings.offload_optimizer,
-        )  # fmt: skip
-        foretell(recipe, arguments, setting)
+        foretell(recipe, arguments, Setting(settings.layout(dry_run), device=device))
         say(launch(without("dry-run", argv), dry_run))
         return 0
     how = {"journals": journals, "tf32": tf32, "compiled": compiled}

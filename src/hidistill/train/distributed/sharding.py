@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +17,11 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
 
 from hidistill.train.distributed.ranks import Ranks
 from hidistill.train.distributed.work import Local, Sharding
 from hidistill.train.experiment import Experiment
+from hidistill.train.recomputing import blocks, recompute
 
 ENTRANCES = ("velocity", "features", "probe", "mean_velocity", "attention")
 """Methods beside `forward` by which objectives, metrics and reports enter a network."""
@@ -74,7 +73,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, sharding: Sharding, *, frozen: bo
     settings["reshard_after_forward"] = True
     for block in blocks(module):
         if sharding.recompute and not frozen:
-            block.forward = Again(block)  # type: ignore[method-assign]
+            recompute(block)
         fully_shard(block, **settings)
         enter(block)
     fully_shard(module, **settings)
@@ -90,20 +89,6 @@ def precision(sharding: Sharding) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
-class Again:
-    """A block's forward pass, which runs again in the backward pass; where no gradient is asked for it is as it was."""
-
-    def __init__(self, block: nn.Module) -> None:
-        self.block = block
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        """The block's answer."""
-        own = type(self.block).forward
-        if not torch.is_grad_enabled():
-            return own(self.block, *args, **kwargs)
-        return checkpoint(partial(own, self.block, **kwargs), *args, use_reentrant=False)
-
-
 @dataclass(frozen=True)
 class Reduced(Local):
     """Gradients that FSDP has averaged over the processes in the backward pass already."""
@@ -111,22 +96,6 @@ class Reduced(Local):
     def watching(self) -> AbstractContextManager[None]:
         """Nothing to watch."""
         return nullcontext()
-
-
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks of a network: the members of its lists, outermost ones, that are called as modules."""
-    found: list[nn.Module] = []
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            found += [each for each in child if callable_module(each)]
-        else:
-            found += blocks(child)
-    return found
-
-
-def callable_module(module: nn.Module) -> bool:
-    """Whether a module has parameters and a forward pass of its own."""
-    return type(module).forward is not nn.Module.forward and any(True for _ in module.parameters())
 
 
 def enter(module: nn.Module) -> None:
