@@ -3,17 +3,19 @@
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from hidistill.train.loop import Precision, autocast
 from hidistill.train.stage import Update
 from hidistill.types import Batch
 
 
-def allocated(update: Update, batch: Batch) -> int:
+def allocated(update: Update, batch: Batch, *, precision: Precision = "float32") -> int:
     """Most bytes that torch's allocator had given out at once for an update."""
     parameters = update.parameters()
     for parameter in parameters:
         parameter.requires_grad_(True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        loss = update.objective(batch).value.mean()
+        with autocast(precision, "cpu"):
+            loss = update.objective(batch).value.mean()
         gradients = torch.autograd.grad(loss, parameters)
     del gradients
     for parameter in parameters:

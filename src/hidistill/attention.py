@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-FEW = 256
+FEW = 128
 """Tokens up to which attention of bfloat16 runs in float32 on a CPU."""
 
 Heads = Float[Tensor, "b heads n d"]

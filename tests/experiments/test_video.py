@@ -10,7 +10,17 @@ from hidistill.experiments.studies.video import STUDY
 from hidistill.experiments.study import Results
 from hidistill.experiments.video import Frames, Plan, cell, strips
 
-PLAN = {"classes": 3, "frames": 3, "side": 12, "fastest": 2, "patch": 4, "dim": 16, "depth": 2, "heads": 1}
+PLAN = {
+    "classes": 3,
+    "frames": 3,
+    "side": 12,
+    "fastest": 2,
+    "patch": 4,
+    "tubelet": 3,
+    "dim": 16,
+    "depth": 2,
+    "heads": 1,
+}
 PLAN |= {"teacher_steps": 12, "teacher_lr": 1e-3, "batch": 20, "judged": 30, "classifier_steps": 20}
 HD = {"sketch": "meanflow", "sketch_steps": 3, "refine": "dmd+gan", "refine_steps": 2, "head": "adaptive"}
 

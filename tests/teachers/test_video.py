@@ -27,6 +27,7 @@ def velocity(net, x_t):
         ({"frames": 0}, r"frames=0.*sizes must be 1 or more"),
         ({"data_std": 0.0}, r"data_std=0\.0.*positive"),
         ({"patch": 3}, r"patch 3 does not divide frames of 8 pixels; use one of \[1, 2, 4, 8\]"),
+        ({"tubelet": 2}, r"tubelet 2 does not divide clips of 3 frames; use one of \[1, 3\]"),
         ({"heads": 3}, "dim 16 must be a multiple of 4 and of the 3 heads"),
         ({"taps": (2,)}, r"taps \(2,\): name one block or more; blocks are 0 to 1"),
     ],
@@ -66,6 +67,40 @@ def test_patches_come_back_to_where_they_were_cut():
     assert x_t.grad[0][patch].abs().min() > 0
     assert x_t.grad[0][~patch].abs().max() == 0
     assert int(x_t.grad.abs().argmax()) == 1 * 64 + 2 * 8 + 5
+
+
+@pytest.mark.parametrize(("tubelet", "channels"), [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_a_token_holds_a_patch_of_so_many_frames(tubelet, channels):
+    """With the attentions silent, what a pixel's velocity depends on is its patch in its tubelet's frames."""
+    net = randomized(tiny(frames=4, channels=channels, tubelet=tubelet))
+    for block in net.blocks:
+        for silent in (block.space, block.time):
+            torch.nn.init.zeros_(silent.out.weight)
+    x_t = torch.randn(1, 4, channels, 8, 8, requires_grad=True)
+    velocity(net, x_t)[0, 2, 0, 2, 5].backward()
+    expected = torch.zeros(4, channels, 8, 8, dtype=torch.bool)
+    first = 2 // tubelet * tubelet
+    expected[first : first + tubelet, :, 2:4, 4:6] = True
+    assert torch.equal(x_t.grad[0] != 0, expected)
+    (tokens, *_) = net.features(x_t, t=torch.tensor([0.5]), cond=torch.tensor([1]))
+    assert tokens.shape == (1, 4 // tubelet * 16, 16)
+
+
+def test_pixels_of_a_tubelet_come_back_to_where_they_were_cut():
+    net = tiny(frames=4, channels=2, tubelet=2, dim=16)
+    for block in net.blocks:
+        torch.nn.init.zeros_(block.modulation.weight)
+    net.place.zero_()
+    with torch.no_grad():
+        net.patchify.weight.copy_(torch.eye(16))
+        net.unpatchify.weight.copy_(torch.eye(16))
+    x_t = torch.randn(2, 4, 2, 8, 8)
+    rest = velocity(net, x_t) - velocity(tiny(frames=4, channels=2, tubelet=2), x_t)
+    patches = [x.reshape(2, 2, 2, 2, 4, 2, 4, 2).permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4) for x in (rest, x_t)]
+    normal = torch.nn.functional.layer_norm(patches[1], (16,), eps=1e-6)
+    slope = (patches[0] * normal).sum() / normal.square().sum()
+    torch.testing.assert_close(patches[0], slope * normal, rtol=0, atol=1e-4)
+    assert slope > 0.1
 
 
 @pytest.mark.parametrize(("silent", "reached"), [("time", "frame"), ("space", "place"), (None, "all")])

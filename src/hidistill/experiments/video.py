@@ -64,6 +64,7 @@ class Plan:
         side: of the canvas in pixels.
         fastest: speed of a digit along each axis, in pixels a frame.
         patch: side of a patch in pixels.
+        tubelet: frames that a token holds.
         dim: width of the network's tokens.
         depth: its blocks.
         heads: of its attention.
@@ -79,6 +80,7 @@ class Plan:
     side: int
     fastest: int
     patch: int
+    tubelet: int
     dim: int
     depth: int
     heads: int
@@ -173,7 +175,7 @@ def teacher_at(folder: Path, plan: Plan) -> VideoDiT:
         spread = round(Frames().encode(scale).square().mean().sqrt().item(), 2)
         net = VideoDiT(
             frames=plan.frames, image_size=plan.side, channels=1, classes=plan.classes, patch=plan.patch,
-            dim=plan.dim, depth=plan.depth, heads=plan.heads, data_std=spread,
+            tubelet=plan.tubelet, dim=plan.dim, depth=plan.depth, heads=plan.heads, data_std=spread,
         )  # fmt: skip
         batch_at, length = batches(plan, seed=0), plan.teacher_steps
         shared: dict[str, Any] = {"null": net.null, "drop": 0.1}

@@ -2,7 +2,8 @@
 
 Each block attends within a frame, then along time at each place, then passes a perceptron: space and time factorized
 (arXiv 2103.15691, model 3; arXiv 2204.03458), under adaptive layer norms of time and class (arXiv 2212.09748). Over f
-frames of n patches, a token's attention costs n + f in place of n f.
+frames of n patches, a token's attention costs n + f in place of n f. A token may hold the same patch of several frames
+in a row, a tubelet (arXiv 2103.15691, section 3.2): what moves by less than a patch is then seen by one token.
 
 Class labels are the condition; label `classes` is the null class. Times enter unscaled, and the network F is
 preconditioned on the linear path, as in `dit.py`: with s^2 the mean square of the data,
@@ -75,13 +76,14 @@ def modulate(x: Grid, shift: Tensor, scale: Tensor) -> Grid:
 class VideoDiT(nn.Module):
     """The network: class-conditional velocity of clips (b, frames, channels, size, size).
 
-    The features of a tapped block are tokens (b, frames x patches, dim), frame by frame.
+    The features of a tapped block are tokens (b, frames / tubelet x patches, dim), tubelet by tubelet.
 
     Args:
         frames: of a clip.
         image_size: height and width of a frame in pixels (or latents).
         channels: of a frame.
         patch: side of a patch; must divide `image_size`.
+        tubelet: frames that a token holds; must divide `frames`.
         classes: number of classes; 0 means that there is only the null class.
         dim: width of a token.
         depth: number of blocks.
@@ -104,6 +106,7 @@ class VideoDiT(nn.Module):
         channels: int,
         classes: int,
         patch: int = 4,
+        tubelet: int = 1,
         dim: int = 96,
         depth: int = 4,
         heads: int = 3,
@@ -111,34 +114,38 @@ class VideoDiT(nn.Module):
         data_std: float = 0.5,
     ) -> None:
         super().__init__()
-        if min(frames, image_size, channels, patch, dim, depth, heads) < 1 or classes < 0 or data_std <= 0:
+        if min(frames, image_size, channels, patch, tubelet, dim, depth, heads) < 1 or classes < 0 or data_std <= 0:
             raise ValueError(
-                f"VideoDiT(frames={frames}, image_size={image_size}, channels={channels}, patch={patch}, dim={dim}, "
-                f"depth={depth}, heads={heads}, classes={classes}, data_std={data_std}): sizes must be 1 or more, "
-                "classes 0 or more, the root mean square of the data positive"
+                f"VideoDiT(frames={frames}, image_size={image_size}, channels={channels}, patch={patch}, "
+                f"tubelet={tubelet}, dim={dim}, depth={depth}, heads={heads}, classes={classes}, data_std={data_std}): "
+                "sizes must be 1 or more, classes 0 or more, the root mean square of the data positive"
             )
         if image_size % patch:
             fits = [p for p in range(1, image_size + 1) if image_size % p == 0]
             raise ValueError(f"patch {patch} does not divide frames of {image_size} pixels; use one of {fits}")
+        if frames % tubelet:
+            fits = [k for k in range(1, frames + 1) if frames % k == 0]
+            raise ValueError(f"tubelet {tubelet} does not divide clips of {frames} frames; use one of {fits}")
         if dim % heads or dim % 4:
             raise ValueError(f"dim {dim} must be a multiple of 4 and of the {heads} heads")
         self.taps = tuple(taps) if taps is not None else tuple(sorted({depth // 4, depth // 2, (3 * depth) // 4}))
         if not self.taps or not all(0 <= tap < depth for tap in self.taps):
             raise ValueError(f"taps {self.taps}: name one block or more; blocks are 0 to {depth - 1}")
         self.config: dict[str, Any] = {"frames": frames, "image_size": image_size, "channels": channels}
-        self.config |= {"classes": classes, "patch": patch, "dim": dim, "depth": depth, "heads": heads}
+        self.config |= {"classes": classes, "patch": patch, "tubelet": tubelet}
+        self.config |= {"dim": dim, "depth": depth, "heads": heads}
         self.config |= {"taps": list(self.taps), "data_std": data_std}
         self.shape = (frames, channels, image_size, image_size)
         self.dim, self.classes, self.data_std = dim, classes, data_std
-        self.patch, self.grid = patch, image_size // patch
-        self.patchify = nn.Linear(channels * patch**2, dim)
-        where = position_embedding(self.grid, dim) + sinusoids(frames, dim)[:, None]
+        self.patch, self.grid, self.tubelet = patch, image_size // patch, tubelet
+        self.patchify = nn.Linear(tubelet * channels * patch**2, dim)
+        where = position_embedding(self.grid, dim) + sinusoids(frames // tubelet, dim)[:, None]
         self.register_buffer("place", where, persistent=False)
         self.time = TimeEmbedding(dim)
         self.label = nn.Embedding(classes + 1, dim)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.last_modulation = nn.Linear(dim, 2 * dim)
-        self.unpatchify = nn.Linear(dim, channels * patch**2)
+        self.unpatchify = nn.Linear(dim, tubelet * channels * patch**2)
         self.reset()
 
     def reset(self) -> None:
@@ -164,10 +171,10 @@ class VideoDiT(nn.Module):
                 f"clips of shape {tuple(x_t.shape[1:])} came; this VideoDiT takes {self.shape}, which are frames, "
                 "channels, height and width: build it for others"
             )
-        b, g, p = len(x_t), self.grid, self.patch
+        b, g, p, k = len(x_t), self.grid, self.patch, self.tubelet
         scaled = x_t * self.variance(x_t, t).rsqrt()
-        patches = scaled.reshape(b, *self.shape[:2], g, p, g, p).permute(0, 1, 3, 5, 2, 4, 6)
-        return self.patchify(patches.reshape(b, self.shape[0], g * g, -1)) + self.place.to(x_t.dtype)
+        patches = scaled.reshape(b, -1, k, self.shape[1], g, p, g, p).permute(0, 1, 4, 6, 2, 3, 5, 7)
+        return self.patchify(patches.reshape(b, self.shape[0] // k, g * g, -1)) + self.place.to(x_t.dtype)
 
     def trunk(self, x: Grid, c: Tensor, last: int | None = None) -> tuple[Grid, list[Tokens]]:
         """Tokens after block `last` (all blocks if None), and the features of the taps on the way."""
@@ -187,10 +194,10 @@ class VideoDiT(nn.Module):
 
     def head(self, x: Grid, x_t: Points, t: Times, c: Tensor) -> Points:
         """Velocity, of the shape and dtype of x_t, from the last tokens."""
-        b, g, p = len(x), self.grid, self.patch
+        b, g, p, k = len(x), self.grid, self.patch, self.tubelet
         shift, scale = self.last_modulation(F.silu(c))[:, None, None].chunk(2, -1)
         y = self.unpatchify(modulate(x, shift, scale))
-        y = y.reshape(b, self.shape[0], g, g, self.shape[1], p, p).permute(0, 1, 4, 2, 5, 3, 6).reshape(x_t.shape)
+        y = y.reshape(b, -1, g, g, k, self.shape[1], p, p).permute(0, 1, 4, 5, 2, 6, 3, 7).reshape(x_t.shape)
         variance, t = self.variance(x_t, t), per_row(t, x_t)
         skip = (t - (1 - t) * self.data_std**2) / variance
         return (skip * x_t + self.data_std * variance.rsqrt() * y).to(x_t.dtype)
