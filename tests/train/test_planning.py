@@ -199,7 +199,7 @@ def test_memory_is_what_the_allocator_gave_out(again):
         sketch(student, guided, steps=10, derivative=Forward()),
         refine(student, guided, fake, head, steps=10),
     ]
-    with recomputed([student, fake, head]) if again else nullcontext():
+    with recomputed([teacher, student, fake, head]) if again else nullcontext():
         for stage in stages:
             for name, update in stage.updates.items():
                 update.objective(batch)  # what is made once, such as position embeddings, is not the step's

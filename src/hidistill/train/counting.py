@@ -96,14 +96,14 @@ def count(experiment: Experiment, *, samples: int | None = None, recompute: bool
     Args:
         experiment: built, on any device.
         samples: rows of a batch, in place of the experiment's own.
-        recompute: whether the blocks of what moves in any stage run again in the backward pass.
+        recompute: whether the blocks of all networks run again in the backward pass.
 
     Raises:
         Uncountable: if an update's operations depend on numbers.
     """
     found: dict[str, dict[str, Work]] = {}
     taking_part = [*experiment.modules.values(), *experiment.frozen.values()]
-    with recomputed(experiment.modules.values()) if recompute else nullcontext():
+    with recomputed(taking_part) if recompute else nullcontext():
         for index, stage in enumerate(experiment.stages):
             if not stage.steps:
                 continue

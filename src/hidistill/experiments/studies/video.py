@@ -9,12 +9,12 @@ from hidistill.experiments.study import Column, Grid, Results, Study, Variant
 from hidistill.experiments.video import cell
 
 SMALL = {
-    "classes": 4, "frames": 4, "side": 10, "fastest": 1, "patch": 5, "tubelet": 1, "dim": 64, "depth": 4, "heads": 2,
-    "teacher_steps": 3000, "teacher_lr": 2e-3, "batch": 64, "judged": 200,
+    "classes": 4, "frames": 4, "side": 10, "fastest": 1, "patch": 5, "tubelet": 2, "dim": 128, "depth": 4, "heads": 4,
+    "teacher_steps": 4800, "teacher_lr": 2e-3, "batch": 64, "judged": 200,
 }  # fmt: skip
 FULL = {
-    "classes": 10, "frames": 6, "side": 12, "fastest": 2, "patch": 4, "tubelet": 1, "dim": 96, "depth": 4, "heads": 3,
-    "teacher_steps": 12_000, "teacher_lr": 1e-3, "batch": 32, "judged": 400,
+    "classes": 10, "frames": 6, "side": 12, "fastest": 2, "patch": 4, "tubelet": 2, "dim": 128, "depth": 4, "heads": 4,
+    "teacher_steps": 12_000, "teacher_lr": 2e-3, "batch": 32, "judged": 400,
 }  # fmt: skip
 TEACHER_STEPS = (1, 2, 50)
 
@@ -65,7 +65,7 @@ STUDY = Study(
         "digits that nobody was trained on and that are not those compared with) stand in the columns of one step."
     ),
     grids={
-        "small": grid(SMALL, sketch=120, refine=80, seeds=5),
+        "small": grid(SMALL, sketch=100, refine=64, seeds=5),
         "full": grid(FULL, sketch=600, refine=380, seeds=5),
     },
     cell=cell,

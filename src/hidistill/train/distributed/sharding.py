@@ -72,7 +72,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, sharding: Sharding, *, frozen: bo
     settings: dict[str, Any] = {"mesh": mesh, "offload_policy": offload, "mp_policy": precision(sharding)}
     settings["reshard_after_forward"] = True
     for block in blocks(module):
-        if sharding.recompute and not frozen:
+        if sharding.recompute:
             recompute(block)
         fully_shard(block, **settings)
         enter(block)
