@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hidistill.codecs import Autoencoder, Pixels
 from hidistill.evaluate import balanced_labels, draw, judged, seeds_of
 from hidistill.guidance import Guided
-from hidistill.inference import CompiledStudent, Replayed, int8_weights
+from hidistill.inference import CompiledStudent, Replayed, quantized
 from hidistill.recipes.fashion import TEACHER, fashion_jury
 from hidistill.recipes.judging import read_student, read_teacher
 from hidistill.sampling import euler, grid, jump
@@ -79,9 +79,10 @@ def forms(student: nn.Module, *, compiling: bool, notes: list[str]) -> Mapping[s
     found = {"student, 1 step": steps_of(student, 1), "student, 2 steps": steps_of(student, 2)}
     found["student, 1 step, bfloat16"] = steps_of(student, 1, "bfloat16")
     try:
-        quantized = int8_weights(student)
-        assert isinstance(quantized, Student)
-        found["student, 1 step, int8 weights"] = steps_of(quantized, 1)
+        for weights in ("int8", "float8"):
+            lighter = quantized(student, weights)
+            assert isinstance(lighter, Student)
+            found[f"student, 1 step, {weights} weights"] = steps_of(lighter, 1)
     except ImportError as error:
         notes.append(str(error))
     if compiling:

@@ -11,8 +11,8 @@ from hidistill.inference import (
     LowPrecisionField,
     Replayed,
     casting_anew,
-    int8_weights,
     lowered,
+    quantized,
     signature,
 )
 from hidistill.sampling import jump
@@ -131,18 +131,26 @@ def test_a_recording_is_told_apart_by_shape_type_and_autocast():
     assert signature([x + 1, y]) == plain
 
 
-def test_int8_without_torchao_says_what_to_install(monkeypatch):
+def test_without_torchao_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(ImportError, match=r"pip install 'hidistill\[int8\]'"):
-        int8_weights(net())
+    with pytest.raises(ImportError, match=r"pip install 'hidistill\[quantized\]'"):
+        quantized(net(), "int8")
 
 
-def test_int8_weights_answer_nearly_the_same():
+def test_weights_of_other_types_are_refused():
+    with pytest.raises(ValueError, match="weights='int4': those of 8 bits are 'int8' and 'float8'"):
+        quantized(net(), "int4")
+
+
+@pytest.mark.parametrize("weights", ["int8", "float8"])
+def test_weights_of_8_bits_answer_nearly_the_same(weights):
     pytest.importorskip("torchao", exc_type=ImportError)
     student, x_t = net().student().requires_grad_(False), torch.randn(3, 2, 8, 8)
+    with torch.no_grad():
+        student.net.patchify.weight[0] = 0
     at = {"t": T, "r": 0.5 * T, "cond": LABELS}
-    apart = relative(int8_weights(student).mean_velocity(x_t, **at), student.mean_velocity(x_t, **at))
-    assert 0 < apart < 0.03
+    apart = relative(quantized(student, weights).mean_velocity(x_t, **at), student.mean_velocity(x_t, **at))
+    assert 0 < apart < 0.05
 
 
 @pytest.mark.gpu

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from hidistill.codecs import Pixels
 from hidistill.data import captioned
 from hidistill.data.cache import Cache, CacheError, Plan, write
+from hidistill.data.cache.feeding import Stretch, feed
 from hidistill.seeds import shuffled
 from hidistill.types import Record, Source
 
@@ -146,6 +148,33 @@ def test_two_processes_write_the_same_bytes_and_pass_errors_on(tmp_path, whole):
         Cache.open(whole).content["segments"][:2]
         == json.loads((tmp_path / "stopped" / "manifest.json").read_text())["segments"]
     )
+
+
+def test_a_batch_is_decoded_while_the_one_before_it_is_used():
+    """One batch ahead and no more, in another thread; what it raises comes where its batch would have come."""
+    read = {}
+
+    def records(start):
+        for i in range(start, 9):
+            if i == 7:
+                raise OSError("record 7 is broken")
+            read[i] = threading.current_thread().name
+            yield record(i)
+
+    made = Source(records, count=9, digest="", classes=(), notes=())
+    with feed(lambda: made, Stretch(1, None, 2, 100), workers=1) as batches:
+        for expected, last in (([1, 2], 4), ([3, 4], 6)):
+            assert [each.key for each in next(batches)] == [record(i).key for i in expected]
+            until = time.monotonic() + 10
+            while len(read) < last and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.05)
+            assert sorted(read) == list(range(1, last + 1))
+        assert [each.key for each in next(batches)] == [record(i).key for i in (5, 6)]
+        with pytest.raises(OSError, match="record 7 is broken"):
+            next(batches)
+    assert all(name.startswith("decode") for name in read.values())
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
 def test_a_source_whose_length_nobody_knows(tmp_path, whole):

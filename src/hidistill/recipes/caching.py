@@ -74,7 +74,7 @@ def write_cache(
             tar files such as `data/{000..012}.tar`; prompts alone in a .txt or .jsonl file; or `fashion-mnist`.
         out: folder of the cache.
         size: side of the pictures in pixels; None is the teacher's.
-        workers: 1, or 2 to decode pictures in a second process.
+        workers: 1, whose thread decodes a batch ahead, or 2 to decode pictures in a second process.
         broken: whether broken pictures end the run, or are left out and listed.
         longer: whether captions that are longer than the text encoders take end the run, or are cut.
         length: tokens that a prompt is filled up to; None is the pipeline's default. Where the network is given a mask,

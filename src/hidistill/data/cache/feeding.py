@@ -1,7 +1,8 @@
-"""Records in batches, from this process or from another one that decodes pictures ahead."""
+"""Records in batches, which a thread of this process, or another process, decodes ahead."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from itertools import islice
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -40,6 +41,15 @@ def batched(source: Source, stretch: Stretch) -> Iterator[list[Record]]:
             yield batch
 
 
+def ahead(batches: Iterator[list[Record]]) -> Generator[list[Record], None, None]:
+    """Batches, the next of which a thread has begun; decoding and resizing leave the interpreter to others."""
+    with ThreadPoolExecutor(1, thread_name_prefix="decode") as reader:
+        following = reader.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next, batches, None)
+            yield batch
+
+
 @contextmanager
 def feed(read: Callable[[], Source], stretch: Stretch, *, workers: int) -> Iterator[Iterator[list[Record]]]:
     """Within, the batches of a stretch of records.
@@ -47,10 +57,12 @@ def feed(read: Callable[[], Source], stretch: Stretch, *, workers: int) -> Itera
     Args:
         read: the source; with two workers it is read in another process, so pickle must be able to carry it.
         stretch: which records.
-        workers: processes: with 2 another one decodes the next batch while the caller uses this one.
+        workers: processes: with 1 a thread decodes the next batch while the caller uses this one, with 2 another
+            process some batches ahead.
     """
     if workers == 1:
-        yield batched(read(), stretch)
+        with closing(ahead(batched(read(), stretch))) as batches:
+            yield batches
         return
     # A fork would copy locks that torch's threads may hold.
     context = get_context("spawn")
