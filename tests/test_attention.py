@@ -53,7 +53,7 @@ def test_the_derivative_passes_through_it():
 
 
 def test_it_is_quicker_than_torchs_kernel_of_bfloat16():
-    """With few tokens, forth and back; twelve times on the machine where it was measured."""
+    """With few tokens, forth and back; several times on the machine where it was measured."""
     half = [x.detach().requires_grad_() for x in heads(16, torch.bfloat16)]
 
     def seconds(function):

@@ -201,5 +201,11 @@ def quantized(module: nn.Module, weights: str) -> nn.Module:
         ) from error
     copy = deepcopy(module).eval()
     config = Int8WeightOnlyConfig() if weights == "int8" else Float8WeightOnlyConfig()
-    quantize_(copy, config, filter_fn=lambda layer, _: isinstance(layer, nn.Linear) and bool(layer.weight.any(1).all()))
+
+    def plain(layer: nn.Module, name: str) -> bool:
+        """Whether a layer is one that torchao takes as it is, and has a scale for each row."""
+        del name
+        return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and bool(layer.weight.any(1).all())
+
+    quantize_(copy, config, filter_fn=plain)
     return copy.requires_grad_(False)

@@ -173,8 +173,27 @@ def test_a_batch_is_decoded_while_the_one_before_it_is_used():
         assert [each.key for each in next(batches)] == [record(i).key for i in (5, 6)]
         with pytest.raises(OSError, match="record 7 is broken"):
             next(batches)
-    assert all(name.startswith("decode") for name in read.values())
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    assert set(read.values()) == {"decode"}
+    until = time.monotonic() + 10
+    while [each for each in threading.enumerate() if each.name == "decode"] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not [thread for thread in threading.enumerate() if thread.name == "decode"]
+
+
+def test_who_has_had_enough_does_not_wait_for_a_slow_source():
+    going = threading.Event()
+
+    def records(start):
+        yield record(start)
+        going.wait(30)
+        yield record(start + 1)
+
+    made = Source(records, 2, "", (), ())
+    begin = time.monotonic()
+    with feed(lambda: made, Stretch(0, None, 1, 100), workers=1) as batches:
+        assert len(next(batches)) == 1
+    assert time.monotonic() - begin < 10
+    going.set()
 
 
 def test_a_source_whose_length_nobody_knows(tmp_path, whole):

@@ -9,6 +9,7 @@ from small_transformers import dit
 from torch import nn
 
 from hidistill.foreign.network import Network
+from hidistill.recomputing import Again, recomputed
 
 
 def question(rows=3):
@@ -26,13 +27,17 @@ def gradients(student, x_t, point):
 def test_gradient_checkpointing_changes_no_gradient(degree):
     """A block that is run again in the backward pass sees the same times and the same interval."""
     plain = randomized(dit().student(degree=degree))
-    again = deepcopy(plain)
+    again, ours = deepcopy(plain), deepcopy(plain)
     again.network.net.enable_gradient_checkpointing()
     x_t, point = question()
-    expected, found = gradients(plain, x_t, point), gradients(again, x_t, point)
-    assert expected.keys() == found.keys()
+    expected, theirs = gradients(plain, x_t, point), gradients(again, x_t, point)
+    with recomputed([ours]):
+        assert any(isinstance(vars(part).get("forward"), Again) for part in ours.modules())
+        found = gradients(ours, x_t, point)
+    assert expected.keys() == found.keys() == theirs.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        for other in (theirs, found):
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_every_parameter_of_a_student_with_smooth_times_gets_a_gradient():

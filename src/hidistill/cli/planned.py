@@ -60,7 +60,7 @@ def foretell(recipe: Recipe, arguments: Mapping[str, Any], setting: Setting) -> 
 def planned(experiment: Experiment, setting: Setting) -> str:
     """The table of a plan, and what it rests on, in Markdown."""
     layout = setting.layout
-    work = counted(experiment, layout)
+    work = counted(experiment, layout, device=setting.device if setting.machine == "here" else "cuda")
     if setting.machine == "here":
         works = [each for updates in work.values() for each in updates.values()]
         rates = measured(works, precision=experiment.precision, device=setting.device)

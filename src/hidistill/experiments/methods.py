@@ -101,6 +101,7 @@ class Method:
         sketch_lr: learning rate of the sketch; None is the objective's own of `SKETCH_RATES`.
         lr: of the student in refine; None is the objective's own of `REFINE_RATES`, else `RATE`.
         every: the student moves on each `every`-th step of refine.
+        reuse: whether the critics of such a step take the draw of the student, who moves first.
 
     Raises:
         ValueError: if a game has no head, a head no game, or an alignment no distance.
@@ -118,6 +119,7 @@ class Method:
     sketch_lr: float | None = None
     lr: float | None = None
     every: int = 2
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what does not fit together."""
@@ -225,7 +227,7 @@ def refined(method: Method, teacher: Teacher, student: Student, head: nn.Module 
         student, guided, None if method.refine == "gan" else fake, head, steps=method.refine_steps,
         alignment=ALIGNMENTS.get(method.align), on_fake=method.refine == "dmd2", every=method.every,
         lr=REFINE_RATES.get(method.refine, RATE) if method.lr is None else method.lr,
-        feature_gradient=GAMES.get(method.refine, 0.0), times=NOISED, **trajectory,
+        feature_gradient=GAMES.get(method.refine, 0.0), times=NOISED, reuse=method.reuse, **trajectory,
     )  # fmt: skip
     if method.refine != "blend":
         return stage

@@ -190,6 +190,9 @@ def teacher_at(folder: Path, plan: Plan) -> VideoDiT:
     path = once(folder.parents[1] / "teacher" / "teacher.safetensors", make)
     stored = weights.read(path)
     net = VideoDiT.from_config(dict(stored.config))
+    sides = (net.shape[0], net.shape[-1], net.patch, net.tubelet, net.dim, len(net.blocks))
+    if sides != (plan.frames, plan.side, plan.patch, plan.tubelet, plan.dim, plan.depth):
+        raise ValueError(f"{path} is the teacher of another plan; remove it, or give another folder")
     weights.load_into(net, stored.tensors, source=str(path))
     return net.eval().requires_grad_(False)
 

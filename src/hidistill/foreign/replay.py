@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from hidistill.recomputing import surrounded
+
 
 def checkpointing(net: nn.Module) -> tuple[nn.Module, ...]:
     """The modules of a network that can run their parts again, whether they do or not."""
@@ -14,7 +16,7 @@ def checkpointing(net: nn.Module) -> tuple[nn.Module, ...]:
 
 @contextmanager
 def replayed(places: Sequence[nn.Module], within: Callable[[], AbstractContextManager]) -> Iterator[None]:
-    """`within()`, now and once more around every block that gradient checkpointing runs again in the backward pass.
+    """`within()`, now and once more around every block that runs again in the backward pass, for diffusers or for us.
 
     What lives for one call only, as hooks and switches do, is gone when diffusers' networks run a block again, and the
     gradient would be that of another function.
@@ -40,7 +42,7 @@ def replayed(places: Sequence[nn.Module], within: Callable[[], AbstractContextMa
     for module, checkpoint in zip(modules, own, strict=True):
         module._gradient_checkpointing_func = surrounding(checkpoint)
     try:
-        with within():
+        with surrounded(within):
             yield
     finally:
         under_way.clear()

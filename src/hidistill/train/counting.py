@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from hidistill.attention import elsewhere
 from hidistill.path import on
+from hidistill.recomputing import recomputed
 from hidistill.train.experiment import Experiment
 from hidistill.train.loop import Precision, autocast
-from hidistill.train.recomputing import recomputed
 from hidistill.train.stage import Stage, Update
 from hidistill.types import Batch, Objective
 
@@ -54,6 +55,7 @@ class Work:
         ops: operations, with how often each comes; on the mean, where not every time is alike.
         peak_bytes: most that is alive at once of what the update makes: activations, gradients, temporaries.
         saved_bytes: what is alive of it when the loss is there, kept for the way back.
+        activation_bytes: most that is alive at once of it beside the gradients.
         moving: numbers that the optimizer moves.
         every: the update runs on each `every`-th step.
         tokens: tokens of a sample, as the longest attention has them; 0 without attention.
@@ -64,6 +66,7 @@ class Work:
     ops: Mapping[Op, float] = field(repr=False)
     peak_bytes: int
     saved_bytes: int
+    activation_bytes: int
     moving: int
     every: int
     tokens: int
@@ -90,20 +93,24 @@ class Uncountable(ValueError):
     """An update whose operations depend on numbers cannot be counted without them."""
 
 
-def count(experiment: Experiment, *, samples: int | None = None, recompute: bool = False) -> dict[str, dict[str, Work]]:
+def count(
+    experiment: Experiment, *, samples: int | None = None, recompute: bool = False, device: str = "cpu"
+) -> dict[str, dict[str, Work]]:
     """The work of every update of every stage, by their names. Nothing is computed, drawn or changed.
 
     Args:
         experiment: built, on any device.
         samples: rows of a batch, in place of the experiment's own.
         recompute: whether the blocks of all networks run again in the backward pass.
+        device: what will do the work; on a CPU some operations are taken otherwise.
 
     Raises:
         Uncountable: if an update's operations depend on numbers.
     """
     found: dict[str, dict[str, Work]] = {}
     taking_part = [*experiment.modules.values(), *experiment.frozen.values()]
-    with recomputed(taking_part) if recompute else nullcontext():
+    again = recomputed(taking_part) if recompute else nullcontext()
+    with again, nullcontext() if device == "cpu" else elsewhere():
         for index, stage in enumerate(experiment.stages):
             if not stage.steps:
                 continue
@@ -149,8 +156,9 @@ def mean(works: Sequence[tuple[Work, int]]) -> Work:
     for work, often in works:
         for op, times in work.ops.items():
             ops[op] = ops.get(op, 0.0) + times * often / total
-    peak, saved = (max(getattr(work, name) for work, _ in works) for name in ("peak_bytes", "saved_bytes"))
-    return replace(works[0][0], ops=ops, peak_bytes=peak, saved_bytes=saved)
+    names = ("peak_bytes", "saved_bytes", "activation_bytes")
+    most = {name: max(getattr(work, name) for work, _ in works) for name in names}
+    return replace(works[0][0], ops=ops, **most)
 
 
 def count_update(
@@ -192,21 +200,28 @@ def count_step(
     with mode:
         memo = {id(tensor): on_paper(tensor) for module in taking_part for tensor in tensors_of(module)}
     copies = deepcopy([(update.objective, update.parameters()) for update in updates], memo)
+    tally = Tally()
     with torch.random.fork_rng(devices=[]), mode:
         batch = resized(batch, samples or len(batch.x))
         return [
-            counted_once(update, objective, parameters, batch, precision)
+            counted_once(update, objective, parameters, batch, precision, tally)
             for update, (objective, parameters) in zip(updates, copies, strict=True)
         ]
 
 
-def counted_once(
-    update: Update, objective: Objective, parameters: Sequence[Tensor], batch: Batch, precision: Precision
+def counted_once(  # noqa: PLR0917 -- what one update needs
+    update: Update,
+    objective: Objective,
+    parameters: Sequence[Tensor],
+    batch: Batch,
+    precision: Precision,
+    tally: "Tally",
 ) -> Work:
-    """The work of an update whose objective and parameters are on paper."""
-    tally = Tally()
+    """The work of an update whose objective and parameters are on paper; what one before it left is still alive."""
+    tally.begin()
     for parameter in parameters:
         parameter.requires_grad_(True)
+    hooks = [parameter.register_hook(tally.leave) for parameter in parameters]
     try:
         with tally:
             with autocast(precision, "cpu"):
@@ -220,12 +235,14 @@ def counted_once(
             "does; only what is said about speed is missing for it"
         ) from error
     finally:
+        for hook in hooks:
+            hook.remove()
         for parameter in parameters:
             parameter.requires_grad_(False)
     del gradients
     rows, size = len(batch.x), sum(p.numel() for p in update.parameters())
     ops = {op: float(times) for op, times in tally.ops.items()}
-    return Work(ops, tally.peak, saved, size, update.every, tally.tokens, rows)
+    return Work(ops, tally.peak, saved, tally.beside, size, update.every, tally.tokens, rows)
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
@@ -259,8 +276,20 @@ class Tally(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.ops: Counter[Op] = Counter()
-        self.alive, self.peak, self.tokens = 0, 0, 0
+        self.alive, self.peak, self.beside, self.tokens = 0, 0, 0, 0
         self._storages: dict[int, int] = {}
+        self._gradients: dict[int, int] = {}
+
+    def begin(self) -> None:
+        """Count anew; what is alive stays so."""
+        self.ops, self.tokens = Counter(), 0
+        self.peak = self.beside = self.alive
+
+    def leave(self, gradient: Tensor) -> None:
+        """Count a gradient of a parameter among those that are done, and not among what is on its way."""
+        key = gradient.untyped_storage()._cdata
+        if key in self._storages:
+            self._gradients[key] = self._storages[key]
 
     @property
     def flops(self) -> int:
@@ -311,11 +340,13 @@ class Tally(TorchDispatchMode):
             self._storages[key] = storage.nbytes()
             self.alive += storage.nbytes()
             self.peak = max(self.peak, self.alive)
+            self.beside = max(self.beside, self.alive - sum(self._gradients.values()))
             weakref.finalize(storage, self.release, key)
 
     def release(self, key: int) -> None:
         """Forget a storage."""
         self.alive -= self._storages.pop(key)
+        self._gradients.pop(key, None)
 
 
 def tensors_in(values: object) -> list[Tensor]:

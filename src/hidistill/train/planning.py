@@ -107,19 +107,20 @@ class StagePlan:
         return self.computing + (self.sending or 0.0)
 
 
-def counted(experiment: Experiment, layout: Layout = Layout()) -> Counted:
+def counted(experiment: Experiment, layout: Layout = Layout(), *, device: str = "cpu") -> Counted:
     """The work of each update on one process, by stage.
 
     Args:
         experiment: built, with its networks anywhere, even without numbers (on the device "meta").
         layout: processes, over which the batch is split.
+        device: what will do the work.
 
     Raises:
         Uncountable: if an update's operations depend on numbers.
         ValueError: if the batch cannot be split over the processes.
     """
     rows = layout.share(len(experiment.batch_at(0).x))
-    found = count(experiment, samples=rows, recompute=layout.recompute)
+    found = count(experiment, samples=rows, recompute=layout.recompute, device=device)
     return {
         stage: {name: work.repeated(layout.passes) for name, work in updates.items()}
         for stage, updates in found.items()
@@ -162,7 +163,8 @@ def memory_of(experiment: Experiment, work: Mapping[str, Work], *, states: int, 
     """Bytes of one process by what they are for.
 
     The states of an optimizer stay when its stage has ended, as its averages are there before it begins. Gradients are
-    those of the update that moves most, for each update forgets its own; the peak that was counted has them in it.
+    those of the update that moves most, for each update forgets its own; the peak that was counted has them in it. In
+    parts each goes to its owners when it is done, and what is alive beside those that are done counts.
     """
     parts = layout.processes if layout.sharded else 1
     roles = {**experiment.modules, **experiment.frozen}
@@ -174,6 +176,9 @@ def memory_of(experiment: Experiment, work: Mapping[str, Work], *, states: int, 
     gradients = {name: 4 * each.moving for name, each in work.items()}
     dearest = max(work, key=lambda name: work[name].peak_bytes)
     activations = max(work[dearest].peak_bytes - gradients[dearest], work[dearest].saved_bytes)
+    if layout.sharded:
+        dearest = max(work, key=lambda name: gradients[name] / parts + work[name].activation_bytes)
+        activations = work[dearest].activation_bytes
     if layout.sharded:
         found["gathered"] = 2 * max(largest_block(module) for module in roles.values())
     return found | {"gradients": gradients[dearest] // parts, "activations": activations}
@@ -193,8 +198,9 @@ def largest_block(module: nn.Module) -> int:
 def seconds_sent(experiment: Experiment, work: Mapping[str, Work], rates: Rates, layout: Layout) -> float | None:
     """Of a step: gradients are averaged once; a sharded network is gathered twice as well, for its way there and back.
 
-    A ring sends `2 (n - 1) / n` of the bytes for an average, half of it for a gathering or a scattering. Beyond one
-    machine the slower links between machines are what the ring waits for. None where the links are not known.
+    Networks in parts do so in each pass. A ring sends `2 (n - 1) / n` of the bytes for an average, half of it for a
+    gathering or a scattering. Beyond one machine the slower links between machines are what the ring waits for. None
+    where the links are not known.
     """
     n = layout.processes
     link = rates.link if n <= IN_A_MACHINE else rates.between
@@ -209,7 +215,7 @@ def seconds_sent(experiment: Experiment, work: Mapping[str, Work], rates: Rates,
     width = 4  # the weights are float32 under autocast too, and travel so
     roles = {**experiment.modules, **experiment.frozen}
     gathered = sum(2 * width * bytes_of(module) / 4 for module in roles.values()) * ring
-    return gradients / 2 + gathered * sum(1 / each.every for each in work.values())
+    return layout.passes * (gradients / 2 + gathered * sum(1 / each.every for each in work.values()))
 
 
 def rows(plans: list[StagePlan], *, layout: Layout, precision: Precision) -> list[list[str]]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hidistill.attention import attend
 from hidistill.train.counting import Kind, Op, Work
 from hidistill.train.loop import Precision
 
@@ -285,7 +286,7 @@ def convolution(rows: int, device: str, kind: torch.dtype, take: Stopwatch) -> t
 def attention(tokens: int, device: str, kind: torch.dtype, take: Stopwatch) -> tuple[float, float]:
     """Products of the two halves of attention, 16 rows of 4 heads of 32, and their seconds: 2 forward, 5 back."""
     q, k, v = (torch.randn(16, 4, tokens, 32, device=device, dtype=kind, requires_grad=True) for _ in range(3))
-    both = cold(lambda *qkv: torch.autograd.grad(F.scaled_dot_product_attention(*qkv).sum(), qkv), q, k, v)
+    both = cold(lambda *qkv: torch.autograd.grad(attend(*qkv).sum(), qkv), q, k, v)
     return 7.0 * 2 * 16 * 4 * 32 * tokens**2 / 2, take(both) / 2
 
 

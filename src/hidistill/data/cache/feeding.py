@@ -1,10 +1,11 @@
 """Records in batches, which a thread of this process, or another process, decodes ahead."""
 
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
 from multiprocessing import get_context
+from queue import SimpleQueue
+from threading import Event, Semaphore, Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,12 +43,33 @@ def batched(source: Source, stretch: Stretch) -> Iterator[list[Record]]:
 
 
 def ahead(batches: Iterator[list[Record]]) -> Generator[list[Record], None, None]:
-    """Batches, the next of which a thread has begun; decoding and resizing leave the interpreter to others."""
-    with ThreadPoolExecutor(1, thread_name_prefix="decode") as reader:
-        following = reader.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = reader.submit(next, batches, None)
+    """Batches, the next of which a thread has begun; decoding and resizing leave the interpreter to others.
+
+    Nobody waits for the thread when the caller has had enough: a source may take its time.
+    """
+    asked, made = Semaphore(), SimpleQueue[tuple[list[Record] | None, Exception | None]]()
+    enough = Event()
+
+    def read() -> None:
+        while asked.acquire() and not enough.is_set():
+            try:
+                made.put((next(batches, None), None))
+            except Exception as error:
+                made.put((None, error))
+
+    Thread(target=read, name="decode", daemon=True).start()
+    try:
+        while True:
+            batch, error = made.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            asked.release()
             yield batch
+    finally:
+        enough.set()
+        asked.release()
 
 
 @contextmanager

@@ -28,6 +28,7 @@ def grid(sketch: int, refine: int, seeds: int) -> Grid:
         Variant(
             "one stage, AWD", {"refine": "blend", "refine_steps": blended, "head": "adaptive", "every": 1, "lr": RATE}
         ),
+        Variant("two stages, AWD, one draw", stages | {"refine": "dmd+gan", "head": "adaptive", "reuse": True}),
         Variant("two stages, no alignment", stages | {"refine": "dmd"}),
     ]
     variants += [
@@ -56,7 +57,7 @@ STUDY = Study(
     setting=(
         'Digits of 8 x 8 pixels, a DiT of 0.6 million weights at guidance 1.5. "One stage" moves from MeanFlow to '
         "DMD and AWD over its first half, keeping a fiftieth of the former, with a student that moves at every step, "
-        "and is as long as both stages cost."
+        'and is as long as both stages cost. "One draw" lets the critics take the student\'s samples of the same step.'
     ),
     grids={"small": grid(80, 60, 5), "full": grid(500, 320, 5)},
     cell=cell,

@@ -18,10 +18,10 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from hidistill.recomputing import blocks, recompute
 from hidistill.train.distributed.ranks import Ranks
 from hidistill.train.distributed.work import Local, Sharding
 from hidistill.train.experiment import Experiment
-from hidistill.train.recomputing import blocks, recompute
 
 ENTRANCES = ("velocity", "features", "probe", "mean_velocity", "attention")
 """Methods beside `forward` by which objectives, metrics and reports enter a network."""
