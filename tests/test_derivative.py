@@ -256,6 +256,70 @@ def test_normalizations_have_the_tangents_of_torch(name, moving_weights):
         torch.testing.assert_close(tangent, expected.tangent)
 
 
+SUMS = {
+    "x + c": lambda x, c: x + c,
+    "c + x": lambda x, c: c + x,
+    "x - c": lambda x, c: x - c,
+    "c - x": lambda x, c: c - x,
+    "x c": lambda x, c: x * c,
+    "c x": lambda x, c: c * x,
+    "-x": lambda x, c: -x,
+    "x + 2 c": lambda x, c: x.add(c, alpha=2),
+    "x / c": lambda x, c: x / c,
+    "x + x": lambda x, c: x + x,
+    "x x": lambda x, c: x * x,
+}
+CONSTANTS = {
+    "number": 3.0,
+    "row": torch.linspace(1, 2, 4),
+    "larger": torch.linspace(1, 2, 24).reshape(2, 3, 4),
+    "float64": torch.linspace(1, 2, 4, dtype=torch.float64),
+    "bfloat16": torch.tensor([1.5, 2, 3, 4], dtype=torch.bfloat16),
+    "integers": torch.tensor([1, 2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("constant", CONSTANTS)
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_and_products_with_constants_have_the_tangents_of_torch(name, constant, kind):
+    x, dx = torch.linspace(-1, 1, 24, dtype=kind).reshape(2, 3, 4)
+    c = CONSTANTS[constant]
+    with torch.no_grad(), dual_level():
+        with DualRules():
+            found = unpack_dual(SUMS[name](make_dual(x, dx), c))
+        expected = unpack_dual(SUMS[name](make_dual(x, dx), c))
+        assert found.tangent.shape == found.primal.shape
+        assert found.primal.dtype == found.tangent.dtype == expected.primal.dtype
+        torch.testing.assert_close(found.primal, expected.primal, rtol=0, atol=0)
+        torch.testing.assert_close(found.tangent, expected.tangent.to(found.tangent.dtype))
+
+
+def test_what_a_sum_is_changed_to_does_not_reach_its_operand():
+    x, dx = torch.randn(2, 3, 4)
+    with torch.no_grad(), dual_level(), DualRules():
+        dual = make_dual(x.clone(), dx.clone())
+        (dual + 1).mul_(2)
+        (dual - torch.ones(4)).zero_()
+        torch.testing.assert_close(unpack_dual(dual).primal, x)
+        torch.testing.assert_close(unpack_dual(dual).tangent, dx)
+
+
+def test_a_sum_with_a_number_asks_nobody_for_shapes():
+    """torch makes a tangent of zeros for the number, whose shape it takes from a decomposition in Python."""
+    from torch.profiler import ProfilerActivity, profile
+
+    x = torch.randn(2, 3)
+    with torch.no_grad(), dual_level():
+        dual = make_dual(x, x)
+        with profile(activities=[ProfilerActivity.CPU]) as plain:
+            dual + 1
+        with profile(activities=[ProfilerActivity.CPU]) as ours, DualRules():
+            dual + 1
+    decomposed = [any(event.name.startswith("prims::") for event in seen.events()) for seen in (plain, ours)]
+    assert decomposed == [True, False]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_normalizations_of_low_precision_with_weights_in_float32(dtype):
     """torch's own rule for group norm answers a bfloat16 primal with a float32 tangent here."""

@@ -6,7 +6,8 @@ torch has a rule for each operation. Those of the layers here compute the same w
   for the weights (pytorch#69687);
 - no fused attention has a forward derivative, and the unfused one holds all n^2 scores and their tangents at once;
 - the Jacobians of softmax and of normalizations are symmetric, so that their tangents are torch's own fused backward
-  passes, where torch's rules are a dozen passes over memory.
+  passes, where torch's rules are a dozen passes over memory;
+- a sum or a product with a constant needs no tangent of that: torch makes one of zeros, and asks Python for its shape.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,8 @@ class DualRules(TorchFunctionMode):
             return affine(func, *args, **kwargs)
         if func is Tensor.unflatten:  # not a key of `rules`, where torch.compile does not find it
             return unflatten(*args, **kwargs)
+        if func is Tensor.add or func is Tensor.sub or func is Tensor.__rsub__ or func is Tensor.mul:  # likewise
+            return with_constant(func, *args, **kwargs)
         rule = self.rules.get(func)
         return func(*args, **kwargs) if rule is None else rule(*args, **kwargs)
 
@@ -65,6 +68,21 @@ def affine(
 def constant(*tensors: Tensor | None) -> bool:
     """Whether none of them has a tangent."""
     return all(tensor is None or unpack_dual(tensor).tangent is None for tensor in tensors)
+
+
+def with_constant(func: Callable, input: Tensor, other: object, **kwargs: object) -> Tensor:
+    """A sum, difference or product with a number or a tensor without a tangent: the tangent passes, or is scaled."""
+    primal, tangent = unpack_dual(input)
+    if tangent is None or kwargs or (isinstance(other, Tensor) and unpack_dual(other).tangent is not None):
+        return func(input, other, **kwargs)
+    out = func(primal, other)
+    if func is Tensor.mul:
+        moved = func(tangent, other)
+    else:
+        moved = -tangent if func is Tensor.__rsub__ else tangent
+        # Of its own memory: what is changed in place later must not change the operand.
+        moved = moved.to(out.dtype).expand(out.shape).clone(memory_format=torch.contiguous_format)
+    return make_dual(out, moved)
 
 
 def layer_norm(
