@@ -281,9 +281,11 @@ def test_frozen_networks_that_rest_elsewhere_take_no_memory(run, work):
 
 @pytest.mark.parametrize("how", [{"recompute": True}, {"offload_frozen": True}])
 def test_what_has_no_effect_without_parts_is_refused(how):
-    with pytest.raises(ValueError, match="recompute and offload_frozen are of sharded networks"):
+    with pytest.raises(
+        ValueError, match="--recompute and --offload-frozen are of networks held in parts; add --sharded"
+    ):
         Layout(2, **how)
-    with pytest.raises(ValueError, match="offload_optimizer is of networks held whole"):
+    with pytest.raises(ValueError, match="--offload-optimizer is of networks held whole"):
         Layout(2, sharded=True, offload_optimizer=True)
 
 

@@ -48,9 +48,9 @@ class Layout:
         if self.processes < 1 or self.passes < 1:
             raise ValueError(f"processes={self.processes}, passes={self.passes}: a run has 1 or more")
         if (self.recompute or self.offload_frozen) and not self.sharded:
-            raise ValueError("recompute and offload_frozen are of sharded networks; set sharded, or leave them out")
+            raise ValueError("--recompute and --offload-frozen are of networks held in parts; add --sharded")
         if self.offload_optimizer and self.sharded:
-            raise ValueError("offload_optimizer is of networks held whole; leave it out, or sharded")
+            raise ValueError("--offload-optimizer is of networks held whole; leave it out, or --sharded")
 
     def share(self, samples: int) -> int:
         """Rows of a batch for each pass of each process.
