@@ -116,10 +116,8 @@ def memory(cases: Cases) -> Rows:
                 for parameter in update.parameters():
                     parameter.requires_grad_(False)
             for label, update in stage.updates.items():
-                real, said = (
-                    allocated(update, batch, precision=experiment.precision),
-                    work[stage.name][label].peak_bytes,
-                )
+                real = allocated(update, batch, precision=experiment.precision)
+                said = work[stage.name][label].peak_bytes
                 line: dict[str, object] = {"run": name, "stage, update": f"{stage.name}, {label}"}
                 line |= {"foretold, MiB": said / 2**20, "measured, MiB": real / 2**20}
                 lines.append(line | {"foretold / measured": said / real})

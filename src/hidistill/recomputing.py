@@ -27,11 +27,10 @@ class Again:
         own = type(self.block).forward
         if not torch.is_grad_enabled():
             return own(self.block, *args, **kwargs)
-        around = AROUND.get()
-        return checkpoint(
-            partial(own, self.block, **kwargs), *args, use_reentrant=False,
-            context_fn=lambda: (nullcontext(), Surroundings(around)),
-        )  # fmt: skip
+        around, again = AROUND.get(), {}
+        if around:  # torch.compile knows no contexts of others
+            again["context_fn"] = lambda: (nullcontext(), Surroundings(around))
+        return checkpoint(partial(own, self.block, **kwargs), *args, use_reentrant=False, **again)
 
 
 class Surroundings:

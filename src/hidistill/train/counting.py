@@ -279,6 +279,7 @@ class Tally(TorchDispatchMode):
         self.alive, self.peak, self.beside, self.tokens = 0, 0, 0, 0
         self._storages: dict[int, int] = {}
         self._gradients: dict[int, int] = {}
+        self._done = 0
 
     def begin(self) -> None:
         """Count anew; what is alive stays so."""
@@ -289,6 +290,7 @@ class Tally(TorchDispatchMode):
         """Count a gradient of a parameter among those that are done, and not among what is on its way."""
         key = gradient.untyped_storage()._cdata
         if key in self._storages:
+            self._done += self._storages[key] - self._gradients.get(key, 0)
             self._gradients[key] = self._storages[key]
 
     @property
@@ -340,13 +342,13 @@ class Tally(TorchDispatchMode):
             self._storages[key] = storage.nbytes()
             self.alive += storage.nbytes()
             self.peak = max(self.peak, self.alive)
-            self.beside = max(self.beside, self.alive - sum(self._gradients.values()))
+            self.beside = max(self.beside, self.alive - self._done)
             weakref.finalize(storage, self.release, key)
 
     def release(self, key: int) -> None:
         """Forget a storage."""
         self.alive -= self._storages.pop(key)
-        self._gradients.pop(key, None)
+        self._done -= self._gradients.pop(key, 0)
 
 
 def tensors_in(values: object) -> list[Tensor]:
