@@ -317,7 +317,9 @@ def test_a_sum_with_a_number_asks_nobody_for_shapes():
         with profile(activities=[ProfilerActivity.CPU]) as ours, DualRules():
             dual + 1
     decomposed = [any(event.name.startswith("prims::") for event in seen.events()) for seen in (plain, ours)]
-    assert decomposed == [True, False]
+    if not decomposed[0]:
+        pytest.skip("this torch does not ask Python either")
+    assert not decomposed[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
