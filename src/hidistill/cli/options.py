@@ -1,8 +1,9 @@
 """Turns a function's keyword arguments into a command's options."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import field, fields, make_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import tyro
@@ -65,3 +66,13 @@ def with_arguments(doc: str, lines: str) -> str:
     if "\nArgs:\n" in doc:
         return doc.replace("\nArgs:\n", f"\nArgs:\n{lines}", 1)
     return f"{doc}\n\nArgs:\n{lines}"
+
+
+def settings_options(settings: type) -> dict[str, tuple[Any, Any, str]]:
+    """The fields of a record as options: type, default, and help from its docstring."""
+    lines = (inspect.getdoc(settings) or "").partition("Args:\n")[2]
+    helps = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", lines, re.MULTILINE))
+    kinds = get_type_hints(settings)
+    return {
+        each.name: (kinds[each.name], each.default, " ".join(helps[each.name].split())) for each in fields(settings)
+    }

@@ -64,10 +64,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Refuse what has no effect."""
-        if (self.recompute or self.offload_frozen) and not self.sharded:
-            raise ValueError("--recompute and --offload-frozen are of networks held in parts; add --sharded")
-        if self.offload_optimizer and self.sharded:
-            raise ValueError("--offload-optimizer is of networks held whole; leave it out, or --sharded")
+        self.layout(1)
 
     def layout(self, processes: int) -> Layout:
         """How the networks lie on so many processes, to be planned."""

@@ -33,7 +33,8 @@ class Layout:
         passes: in which a process takes its rows, one after the other.
         recompute: whether blocks of sharded networks run again in the backward pass.
         offload_frozen: whether sharded networks that do not move rest in the CPU's memory.
-        offload_optimizer: whether optimizers' states lie in the CPU's memory but for the time of a step.
+        offload_optimizer: whether optimizers' states of whole networks lie in the CPU's memory but for the time of a
+            step.
     """
 
     processes: int = 1
@@ -179,7 +180,6 @@ def memory_of(experiment: Experiment, work: Mapping[str, Work], *, states: int, 
     if layout.sharded:
         dearest = max(work, key=lambda name: gradients[name] / parts + work[name].activation_bytes)
         activations = work[dearest].activation_bytes
-    if layout.sharded:
         found["gathered"] = 2 * max(largest_block(module) for module in roles.values())
     return found | {"gradients": gradients[dearest] // parts, "activations": activations}
 

@@ -76,19 +76,12 @@ def foretold(argv: Sequence[str]) -> int:
     Nothing is run: operations are counted, and this machine's rates are measured in a few seconds.
     """
     from hidistill.cli.lookup import find
-    from hidistill.cli.options import parse
+    from hidistill.cli.options import parse, settings_options
     from hidistill.cli.planned import Machine, Setting, foretell
     from hidistill.train.planning import Layout
 
     recipe = find(argv[0])
-    layout = {
-        "processes": (int, 1, "one for each device; the batch is split over them."),
-        "sharded": (bool, False, "networks, gradients, optimizers and averages are cut into as many parts."),
-        "passes": (int, 1, "in which a process takes its rows of a batch."),
-        "recompute": (bool, False, "with --sharded, blocks run again in the backward pass."),
-        "offload_frozen": (bool, False, "with --sharded, frozen networks rest in the memory of the CPU."),
-        "offload_optimizer": (bool, False, "optimizers' moments rest in the memory of the CPU; not with --sharded."),
-    }
+    layout = settings_options(Layout)
     extra = {
         "machine": (Machine, "here", "this machine, measured, or an accelerator off its datasheet."),
         "share": (float, 1.0, "of the datasheet's products a second that the run is taken to reach."),

@@ -1,12 +1,9 @@
 """`hidistill train RECIPE`: a recipe is a function, and its keyword arguments are the options."""
 
 import ast
-import inspect
-import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Literal
 
 from rich.console import Console
 
@@ -40,7 +37,7 @@ def command(argv: Sequence[str]) -> int:
     if argv[0].startswith("-"):
         raise ValueError(f"{argv[0]!r} came before the recipe; write hidistill train RECIPE {argv[0]} ...")
     from hidistill.cli.lookup import find
-    from hidistill.cli.options import parse
+    from hidistill.cli.options import parse, settings_options
     from hidistill.cli.running import Settings, carry_out
 
     recipe = find(argv[0])
@@ -75,16 +72,6 @@ def command(argv: Sequence[str]) -> int:
         return 0
     how = {"journals": journals, "tf32": tf32, "compiled": compiled}
     return carry_out(recipe, arguments, where, device=device, settings=settings, **how)
-
-
-def settings_options(settings: type) -> dict[str, tuple[Any, Any, str]]:
-    """The fields of a record as options: type, default, and help from its docstring."""
-    lines = (inspect.getdoc(settings) or "").partition("Args:\n")[2]
-    helps = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", lines, re.MULTILINE))
-    kinds = get_type_hints(settings)
-    return {
-        each.name: (kinds[each.name], each.default, " ".join(helps[each.name].split())) for each in fields(settings)
-    }
 
 
 def folder_name(recipe: str) -> str:
