@@ -1,10 +1,13 @@
-"""Figures of experiments: names of levels stay apart."""
+"""Figures of experiments: names of levels stay apart, series too, and equal numbers give equal files."""
+
+import re
 
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from hidistill.experiments.figure import levels
+from hidistill.experiments.figure import Curve, Panel, curves, levels, look, rows
+from hidistill.report.panel import SERIES
 
 HEIGHTS = {"c": 0.32, "a": 0.30, "d": 0.9, "b": 0.31}
 
@@ -23,3 +26,21 @@ def test_names_of_near_levels_do_not_lie_on_one_another(order):
     for below, above in zip("abc", "bcd", strict=True):
         assert boxes[above].y0 >= boxes[below].y1 - 1
     assert len(axes.lines) == len(heights)
+
+
+def test_equal_numbers_give_equal_files_and_others_share_no_names():
+    first, again, other = (rows({"FD": {"a": [1.0, shift], "b": [2.0, 2.5]}}, "words") for shift in (1.2, 1.2, 1.3))
+    assert first == again
+    names, others = (set(re.findall(rb'id="([pm][0-9a-f]{10})"', each.svg)) for each in (first, other))
+    assert names
+    assert not names & others
+
+
+def test_series_of_two_rounds_of_colors_differ_in_grey():
+    looks = [look(index)[1:] for index in range(2 * len(SERIES))]
+    assert len(set(looks)) == len(looks)
+
+
+def test_rates_are_read_from_their_axis():
+    panel = Panel([Curve("a", [1.25e-4, 1e-3], [[1.0], [2.0]])], "learning rate", "FD", {})
+    assert b"<!-- 0.000125 -->" in curves([panel], "words").svg

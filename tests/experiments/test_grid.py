@@ -97,7 +97,8 @@ def test_results_become_a_table_a_section_and_two_pictures(quick, tmp_path):
     document = tmp_path / "docs" / "results.md"
     document.parent.mkdir()
     document.write_text(
-        "before\n<!-- begin experiment propositions -->\nearlier\n<!-- end experiment propositions -->\nafter\n"
+        "before\n<!-- begin experiment propositions -->\nearlier\n<!-- end experiment propositions -->\nbetween\n"
+        "<!-- begin experiment propositions-full -->\n<!-- end experiment propositions-full -->\nafter\n"
     )
     text = report.write(results, tmp_path, name=NAME, size="small", document=document)
     found = document.read_text()
@@ -109,6 +110,12 @@ def test_results_become_a_table_a_section_and_two_pictures(quick, tmp_path):
     assert "not resolved" in text
     assert (tmp_path / "docs" / "pictures" / "propositions.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "docs" / "pictures" / "propositions.svg").read_bytes().lstrip().startswith(b"<?xml")
+    longer = report.write(results, tmp_path, name=NAME, size="full", document=document)
+    small, full = document.read_text().split("between\n")
+    assert text in small
+    assert longer in full
+    assert "](pictures/propositions-full.png)" in longer
+    assert (tmp_path / "docs" / "pictures" / "propositions-full.png").exists()
     (tmp_path / "other.md").write_text("no marks\n")
     with pytest.raises(ValueError, match="<!-- begin experiment propositions -->"):
         report.write(results, tmp_path, name=NAME, size="small", document=tmp_path / "other.md")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hidistill.report.panel import DASHES, FAINT, INK, MARKERS, SERIES, rendered
 
@@ -63,7 +63,7 @@ def curves(panels: Sequence[Panel], caption: str, *, log_x: bool = True, log_y: 
         axes.set_xlabel(panel.xlabel, color=INK, fontsize=9)
         axes.set_ylabel(panel.ylabel, color=INK, fontsize=9)
         for index, curve in enumerate(panel.curves):
-            color, dash, marker = (look[index % len(look)] for look in (SERIES, DASHES, MARKERS))
+            color, dash, marker = look(index)
             means = [fmean(values) for values in curve.values]
             axes.plot(
                 curve.x, means, color=color, linestyle=dash, marker=marker, markersize=5, linewidth=1.4,
@@ -74,13 +74,20 @@ def curves(panels: Sequence[Panel], caption: str, *, log_x: bool = True, log_y: 
         if log_x:
             axes.set_xscale("log")
             where = sorted({x for curve in panel.curves for x in curve.x})
-            axes.set_xticks(where, [f"{x:,.0f}" for x in where])
+            axes.set_xticks(where, [f"{x:,.0f}" if x >= 1 else f"{x:g}" for x in where])
             axes.set_xticks([], minor=True)
         if log_y:
             axes.set_yscale("log")
         levels(axes, panel.levels)
         axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, handlelength=3)
     return picture(figure, caption)
+
+
+def look(index: int) -> tuple[str, Any, str]:
+    """Color, dash and marker of a series; a second round of colors has other pairs of dash and marker, for grey."""
+    again = index // len(SERIES)
+    dash, marker = DASHES[(index + again) % len(DASHES)], MARKERS[(index + 2 * again) % len(MARKERS)]
+    return SERIES[index % len(SERIES)], dash, marker
 
 
 def levels(axes: "Axes", heights: Mapping[str, float]) -> None:

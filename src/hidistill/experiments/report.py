@@ -1,10 +1,12 @@
 """What an experiment found, as a table, sentences, a figure and a section of a document."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from hidistill.experiments.statistics import Difference, Spread, paired
-from hidistill.experiments.study import LEAST_SEEDS, Column, Results
+from hidistill.experiments.study import LEAST_SEEDS, Column, Results, Size
 from hidistill.files import whole
 from hidistill.scores import cell, markdown
 
@@ -73,7 +75,12 @@ def signed(value: float) -> str:
     return ("+" if value >= 0 else "-") + short(abs(value))
 
 
-def section(results: Results, *, name: str, size: str, wall: float, figure: str, caption: str) -> str:
+def label(name: str, size: Size) -> str:
+    """What an experiment's section, marks and picture are called: small and full ones stand side by side."""
+    return name if size == "small" else f"{name}-{size}"
+
+
+def section(results: Results, *, name: str, size: Size, wall: float, figure: str, caption: str) -> str:
     """The experiment's section of a document, in Markdown.
 
     Args:
@@ -90,51 +97,63 @@ def section(results: Results, *, name: str, size: str, wall: float, figure: str,
     compared_with = (
         "Differences of pairs of equal seeds, with intervals of 95 % (bootstrap over seeds, expanded for small "
         "samples: about 92 % for five normal values; comparisons are many and not corrected for). With fewer than "
-        f"{LEAST_SEEDS} seeds, or zero within, they are not resolved.\n",
-        comparisons(results),
+        f"{LEAST_SEEDS} seeds, or zero within, they are not resolved."
     )
-    parts = [
-        f"### {name}\n",
-        f"{study.question}\n",
+    done = (
         f"{study.setting} `hidistill experiment {name} --size {size}`; seeds {', '.join(map(str, seeds))}; "
-        f"{len(results.numbers)} cells, {wall / 60:.0f} CPU minutes (a first cell's hold what all share).{mixed}\n",
+        f"{len(results.numbers)} cells, {wall / 60:.0f} CPU minutes (a first cell's hold what all share).{mixed}"
+    )
+    differences = comparisons(results)
+    parts = [
+        f"### {label(name, size)}\n",
+        *(paragraph(text) for text in (study.question, done)),
         table(results),
-        *(compared_with if compared_with[1] else ()),
+        *((paragraph(compared_with), differences) if differences else ()),
         f"![{caption}]({figure})\n",
-        f"*{caption}*\n",
+        paragraph(f"*{caption}*"),
     ]
     return "\n".join(parts)
 
 
-def write(results: Results, out: Path, *, name: str, size: str, document: Path | None) -> str:
-    """Write OUT/table.md, OUT/NAME.png and .svg, and the section, into OUT/section.md or between a document's marks.
+def paragraph(text: str) -> str:
+    """Words in lines, as documents hold them; code stays in one."""
+    joined = re.sub(r"`[^`]*`", lambda code: code.group().replace(" ", "\0"), text)
+    return fill(joined, 120, break_long_words=False, break_on_hyphens=False).replace("\0", " ") + "\n"
+
+
+def write(results: Results, out: Path, *, name: str, size: Size, document: Path | None) -> str:
+    """Write the section into OUT/section.md, and between a document's marks, and the figure, as PNG and SVG, beside it.
 
     Raises:
         ValueError: if the document has no marks for this experiment.
     """
-    picture = results.study.figure(results)
+    picture, called = results.study.figure(results), label(name, size)
     pictures = out if document is None else document.parent / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     for kind, content in (("png", picture.png), ("svg", picture.svg)):
-        with whole(pictures / f"{name}.{kind}") as path:
+        with whole(pictures / f"{called}.{kind}") as path:
             path.write_bytes(content)
     wall = sum(numbers["seconds"] for numbers in results.numbers.values())
-    figure = f"{name}.png" if document is None else f"pictures/{name}.png"
+    figure = f"{called}.png" if document is None else f"pictures/{called}.png"
     text = section(results, name=name, size=size, wall=wall, figure=figure, caption=picture.caption)
     with whole(out / "section.md") as path:
         path.write_text(text, encoding="utf-8")
     if document is not None:
-        insert(document, name, text)
+        insert(document, called, text)
     return text
 
 
-def place(document: Path, name: str) -> tuple[str, str]:
+def place(document: Path, called: str) -> tuple[str, str]:
     """A document's text up to an experiment's section, and from its end on, with the marks; asked before hours of work.
+
+    Args:
+        document: Markdown.
+        called: the section's `label`.
 
     Raises:
         ValueError: if there are no marks, or no such document.
     """
-    begin, end = (f"<!-- {word} experiment {name} -->" for word in ("begin", "end"))
+    begin, end = (f"<!-- {word} experiment {called} -->" for word in ("begin", "end"))
     if not document.is_file():
         raise ValueError(f"there is no document {document}; make one with the lines\n{begin}\n{end}")
     before, _, rest = document.read_text(encoding="utf-8").partition(begin)
@@ -144,12 +163,12 @@ def place(document: Path, name: str) -> tuple[str, str]:
     return before + begin, end + after
 
 
-def insert(document: Path, name: str, text: str) -> None:
+def insert(document: Path, called: str, text: str) -> None:
     """Put a section between a document's marks, in place of what is there.
 
     Raises:
         ValueError: if there are no marks.
     """
-    before, after = place(document, name)
+    before, after = place(document, called)
     with whole(document) as path:
         path.write_text(f"{before}\n{text}{after}", encoding="utf-8")

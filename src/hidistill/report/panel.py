@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,11 +177,18 @@ def ticks(values: NDArray[Any]) -> tuple[float, ...]:
 
 
 def rendered(figure: "Figure", kind: str) -> bytes:
-    """A figure's file; an SVG without a date, so that equal numbers give equal files."""
+    """A figure's file; equal numbers give equal files.
+
+    An SVG has no date, and names its parts by its pixels: different figures of one page share no names.
+    """
+    from matplotlib import rc_context
+
     stream = io.BytesIO()
     if kind == "png":
         figure.savefig(stream, format="png", dpi=160, facecolor="white")
-    else:
+        return stream.getvalue()
+    salt = sha256(rendered(figure, "png")).hexdigest()
+    with rc_context({"svg.hashsalt": salt}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     return stream.getvalue()
 

@@ -28,7 +28,8 @@ def experiment(
         out: folder of the experiment; by default runs/experiments/NAME-SIZE.
         seeds: in place of the grid's own.
         jobs: cells at a time; by default as many as there are cores.
-        document: Markdown file whose section of this experiment is written anew; it must have marks for it.
+        document: Markdown file whose section of this experiment is written anew; it must have marks for it, and other
+            ones for size full.
     """
     import os
 
@@ -42,7 +43,7 @@ def experiment(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     folder = Path("runs") / "experiments" / f"{name}-{size}" if out is None else out
     if document is not None:
-        report.place(document, name)
+        report.place(document, report.label(name, size))
     results = grid.run(name, size, folder, jobs=cores if jobs is None else jobs, seeds=seeds)
     text = report.write(results, folder, name=name, size=size, document=document)
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """The learning rate of every method of the table, chosen where nothing is compared."""
 
 from hidistill.experiments.bench import JUDGED, cell, columns
-from hidistill.experiments.figure import Picture, rows
+from hidistill.experiments.figure import Curve, Panel, Picture, curves
 from hidistill.experiments.studies import table
 from hidistill.experiments.study import Grid, Results, Size, Study, Variant
 
@@ -25,13 +25,30 @@ def grid(size: Size) -> Grid:
 
 
 def figure(results: Results) -> Picture:
-    """Quality in one and two steps, a row per method and rate."""
+    """Quality over the rate: of trajectory objectives in one and two steps, of what refines in one."""
     caption = (
-        "Students of every method at several learning rates, on digits of 8 x 8 pixels: Fréchet distance in the "
-        "features of a small classifier and distance from the teacher's end of the same noise (lower is better). "
-        f"{JUDGED} images a point against validation pictures, seeds {', '.join(map(str, results.grid.seeds))}."
+        "Students of every method over the learning rate of the student, on digits of 8 x 8 pixels: Fréchet distance "
+        "in the features of a small classifier (lower is better), of trajectory objectives in one step (left) and two "
+        f"(middle), of distribution objectives in one (right; HD over the rate of its second stage). {JUDGED} images a "
+        f"point against validation pictures, seeds {', '.join(map(str, results.grid.seeds))}."
     )
-    return rows(results.panels("fd, 1", "fd, 2", "end, 1"), caption)
+    panels = [
+        Panel(over_rates(results, part, key), "learning rate", f"Fréchet distance, {steps}", {})
+        for part, key, steps in (
+            ("sketch_lr", "fd, 1", "1 step"), ("sketch_lr", "fd, 2", "2 steps"), ("lr", "fd, 1", "1 step"),
+        )
+    ]  # fmt: skip
+    return curves(panels, caption)
+
+
+def over_rates(results: Results, argument: str, key: str) -> list[Curve]:
+    """One number of each method whose rate is `argument`, where a run has it."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for variant in results.grid.variants:
+        if argument in variant.arguments and (values := results.of(variant.name, key)):
+            method, _, _ = variant.name.rpartition(", ")
+            found.setdefault(method, {})[variant.arguments[argument]] = values
+    return [Curve(method, list(points), list(points.values())) for method, points in found.items()]
 
 
 STUDY = Study(
