@@ -23,7 +23,8 @@ def quick(monkeypatch):
     """The real experiment without its networks, which take longest."""
     study = grid.find(NAME)
     kept = [replace(variant, against=None) for variant in study.grids["small"].variants if variant.name in QUICK]
-    smaller = replace(study, grids={"small": Grid(kept, (0, 1))}, reference=QUICK[2])
+    both = Grid(kept, (0, 1))
+    smaller = replace(study, grids={"small": both, "full": both}, reference=QUICK[2])
     monkeypatch.setattr("hidistill.experiments.studies.propositions.STUDY", smaller)
     return smaller
 
@@ -42,6 +43,35 @@ def test_cells_are_measured_once(quick, tmp_path, caplog):
     assert {path for path in files if path.stat().st_mtime_ns != files[path]} == {first}
     for key, numbers in results.numbers.items():
         assert again.numbers[key] | {"seconds": 0} == numbers | {"seconds": 0}
+
+
+def test_some_variants_bring_those_that_they_are_compared_with():
+    study = grid.find("initialization")
+    found = grid.chosen(study, "full", seeds=(), variants=("MeanFlow, 250 steps", "hard: random weights"))
+    assert [variant.name for variant in found.variants] == [
+        "teacher's weights",
+        "MeanFlow, 250 steps",
+        "teacher's weights, cost of 250 more",
+        "hard: teacher's weights",
+        "hard: random weights",
+    ]
+    assert found.seeds == study.grids["full"].seeds
+    assert grid.chosen(study, "full", seeds=(), variants=()) == study.grids["full"]
+    with pytest.raises(ValueError, match=r"MeanFlow, 99 steps.*these are.*teacher's weights"):
+        grid.chosen(study, "full", seeds=(), variants=("MeanFlow, 99 steps",))
+
+
+@pytest.mark.parametrize("name", grid.known())
+def test_a_part_of_every_experiment_has_a_section(name, tmp_path):
+    """With numbers of one row and what it is compared with, as `--variants` leaves them."""
+    study = grid.find(name)
+    part = grid.chosen(study, "small", seeds=(0, 1), variants=(study.reference,))
+    keys = [column.key for column in study.columns] + ["seconds", "weights"]
+    numbers = {(variant.name, seed): dict.fromkeys(keys, 1.0 + seed) for variant in part.variants for seed in (0, 1)}
+    text = report.write(Results(study, part, numbers), tmp_path, name=name, size="small", document=None)
+    rows, every = len(part.variants), len(study.grids["small"].variants)
+    assert f"Of the {every} variants of this size {rows} were run." in text.replace("\n", " ")
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_other_arguments_are_not_mixed_in(quick, tmp_path):

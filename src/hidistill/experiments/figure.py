@@ -71,7 +71,7 @@ def curves(panels: Sequence[Panel], caption: str, *, log_x: bool = True, log_y: 
             )  # fmt: skip
             points = [(x, value) for x, values in zip(curve.x, curve.values, strict=True) for value in values]
             axes.plot(*zip(*points, strict=True), color=color, marker=marker, linestyle="", markersize=2, alpha=0.55)
-        if log_x:
+        if log_x and panel.curves:
             axes.set_xscale("log")
             where = sorted({x for curve in panel.curves for x in curve.x})
             axes.set_xticks(where, [f"{x:,.0f}" if x >= 1 else f"{x:g}" for x in where])
@@ -79,7 +79,8 @@ def curves(panels: Sequence[Panel], caption: str, *, log_x: bool = True, log_y: 
         if log_y:
             axes.set_yscale("log")
         levels(axes, panel.levels)
-        axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, handlelength=3)
+        if panel.curves:
+            axes.legend(frameon=False, fontsize=7.5, labelcolor=INK, handlelength=3)
     return picture(figure, caption)
 
 

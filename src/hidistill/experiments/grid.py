@@ -61,7 +61,31 @@ def known() -> list[str]:
     return sorted(path.stem.replace("_", "-") for path in shelf.glob("[a-z]*.py"))
 
 
-def run(name: str, size: Size, out: Path, *, jobs: int, seeds: tuple[int, ...] = ()) -> Results:
+def chosen(study: Study, size: Size, *, seeds: tuple[int, ...], variants: tuple[str, ...]) -> Grid:
+    """A grid of a study, or a part of it: variants with all that they and the study are compared with.
+
+    Raises:
+        ValueError: if a variant is none of the grid's; names those that are.
+    """
+    whole = study.grids[size]
+    rows = {variant.name: variant for variant in whole.variants}
+    if strangers := [name for name in variants if name not in rows]:
+        raise ValueError(f"variants {strangers} are none of this experiment's at size {size}; these are {list(rows)}")
+    kept = {study.reference, *variants}
+    while more := {other for name in kept for other in rows[name].against or ()} - kept:
+        kept |= more
+    return Grid([row for name, row in rows.items() if not variants or name in kept], seeds or whole.seeds)
+
+
+def run(
+    name: str,
+    size: Size,
+    out: Path,
+    *,
+    jobs: int,
+    seeds: tuple[int, ...] = (),
+    variants: tuple[str, ...] = (),
+) -> Results:
     """Measure every cell that is missing, and give all results.
 
     Args:
@@ -70,15 +94,17 @@ def run(name: str, size: Size, out: Path, *, jobs: int, seeds: tuple[int, ...] =
         out: folder of the experiment; the same again goes on.
         jobs: cells at a time, each a process of one thread.
         seeds: in place of the grid's; none keeps those.
+        variants: names of those to run, with what they are compared with; none runs all.
 
     Raises:
-        ValueError: if the folder is in use or holds another experiment's cells, or there are no jobs.
+        ValueError: if the folder is in use or holds another experiment's cells, there are no jobs, or a variant is
+            none of the grid's.
         CellFailed: if cells failed; names them and where their output lies. All others were run.
     """
     if jobs < 1:
         raise ValueError(f"jobs={jobs}: at least one cell must run at a time; as many as cores are usual")
     study = find(name)
-    grid = study.grids[size] if not seeds else Grid(study.grids[size].variants, seeds)
+    grid = chosen(study, size, seeds=seeds, variants=variants)
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out, partial(busy, out)):
         tasks = [Task(variant, seed) for seed in grid.seeds for variant in grid.variants]

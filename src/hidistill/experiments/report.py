@@ -94,6 +94,8 @@ def section(results: Results, *, name: str, size: Size, wall: float, figure: str
     study, seeds = results.study, results.grid.seeds
     several = len(set(results.codes.values()))
     mixed = f" The cells were measured by {several} different states of the code." if several > 1 else ""
+    ran, there = len(results.grid.variants), len(study.grids[size].variants)
+    part = f" Of the {there} variants of this size {ran} were run." if ran < there else ""
     compared_with = (
         "Differences of pairs of equal seeds, with intervals of 95 % (bootstrap over seeds, expanded for small "
         "samples: about 92 % for five normal values; comparisons are many and not corrected for). With fewer than "
@@ -101,7 +103,7 @@ def section(results: Results, *, name: str, size: Size, wall: float, figure: str
     )
     done = (
         f"{study.setting} `hidistill experiment {name} --size {size}`; seeds {', '.join(map(str, seeds))}; "
-        f"{len(results.numbers)} cells, {wall / 60:.0f} CPU minutes (a first cell's hold what all share).{mixed}"
+        f"{len(results.numbers)} cells, {wall / 60:.0f} CPU minutes (a first cell's hold what all share).{part}{mixed}"
     )
     differences = comparisons(results)
     parts = [

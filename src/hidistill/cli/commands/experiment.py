@@ -14,6 +14,7 @@ def experiment(
     size: Literal["small", "full"] = "small",
     out: Path | None = None,
     seeds: tuple[int, ...] = (),
+    variants: tuple[str, ...] = (),
     jobs: int | None = None,
     document: Path | None = None,
 ) -> int:
@@ -27,6 +28,7 @@ def experiment(
         size: small ends within a quarter of an hour on two cores; full may take hours.
         out: folder of the experiment; by default runs/experiments/NAME-SIZE.
         seeds: in place of the grid's own.
+        variants: rows of the table to run, and those that they are compared with; by default all.
         jobs: cells at a time; by default as many as there are cores.
         document: Markdown file whose section of this experiment is written anew; it must have marks for it, and other
             ones for size full.
@@ -44,7 +46,7 @@ def experiment(
     folder = Path("runs") / "experiments" / f"{name}-{size}" if out is None else out
     if document is not None:
         report.place(document, report.label(name, size))
-    results = grid.run(name, size, folder, jobs=cores if jobs is None else jobs, seeds=seeds)
+    results = grid.run(name, size, folder, jobs=cores if jobs is None else jobs, seeds=seeds, variants=variants)
     text = report.write(results, folder, name=name, size=size, document=document)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
     return 0

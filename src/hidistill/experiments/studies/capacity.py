@@ -220,7 +220,8 @@ def figure(results: Results) -> Picture:
         for method in ("meanflow", "regression", "meanflow, then DMD"):
             sizes = [s for s in WIDTHS if any(v.name == f"{method}, {s}" for v in results.grid.variants)]
             x = [results.of(f"{method}, {size}", "weights")[0] for size in sizes]
-            lines.append(Curve(method, x, [results.of(f"{method}, {size}", key) for size in sizes]))
+            if sizes:
+                lines.append(Curve(method, x, [results.of(f"{method}, {size}", key) for size in sizes]))
         panels.append(Panel(lines, "weights of the student", ylabel, {}))
     caption = (
         "One-step students of growing size on the task rectangle to semicircle: distance of their points from the "

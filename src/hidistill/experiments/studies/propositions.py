@@ -160,11 +160,13 @@ def figure(results: Results) -> Picture:
     """Proposition 2's first order, and what networks reach."""
     sizes = [int(v.arguments["steps"]) for v in results.grid.variants if v.arguments["kind"] == "recursion"]
     errors = [results.of(f"Prop. 2: recursion, N = {n}", "error") for n in sizes]
-    first = sum(errors[-1]) / len(errors[-1]) * sizes[-1]
-    lines = [
-        Curve("perfect rounds", [float(n) for n in sizes], errors),
-        Curve("first order, 1 / N", [float(n) for n in sizes], [[first / n] for n in sizes]),
-    ]
+    lines = []
+    if sizes:
+        first = sum(errors[-1]) / len(errors[-1]) * sizes[-1]
+        lines = [
+            Curve("perfect rounds", [float(n) for n in sizes], errors),
+            Curve("first order, 1 / N", [float(n) for n in sizes], [[first / n] for n in sizes]),
+        ]
     levels = {
         name.removeprefix("network: "): sum(values) / len(values)
         for name in (variant.name for variant in results.grid.variants)
