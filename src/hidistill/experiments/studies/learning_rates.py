@@ -13,7 +13,8 @@ SEEDS = (100,)
 
 def grid(size: Size) -> Grid:
     """Every student of the table at every rate; one of both stages at every rate of the second."""
-    students = [variant for variant in table.STUDY.grids[size].variants if "teacher_steps" not in variant.arguments]
+    set_already = {"teacher_steps", "sketch_lr", "lr"}
+    students = [each for each in table.STUDY.grids[size].variants if not set_already & each.arguments.keys()]
     variants = []
     for student in students:
         name, rates = ("lr", REFINE) if "refine" in student.arguments else ("sketch_lr", SKETCH)

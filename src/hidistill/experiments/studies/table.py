@@ -22,17 +22,25 @@ NAMES: dict[Trajectory, str] = {
 }
 
 
-def grid(sketch: int, refine: int, seeds: int) -> Grid:
-    """All methods; those of one stage train as long as both stages together cost, counted in products."""
+def grid(sketch: int, refine: int, seeds: int, *, gentle: float | None = None) -> Grid:
+    """All methods; those of one stage train as long as both stages together cost, counted in products.
+
+    Args:
+        sketch: steps of HD's first stage.
+        refine: steps of its second.
+        seeds: how many.
+        gentle: another learning rate of sCM, a row more; None for none.
+    """
     kept = SKETCH_COSTS["meanflow"] / 2
     both = SKETCH_COSTS["meanflow"] * sketch + (REFINE_COSTS["dmd+gan", "adaptive"] + kept) * refine
     variants = [
         Variant(f"teacher, {count} step{'s' * (count > 1)}", {"teacher_steps": count}) for count in TEACHER_STEPS
     ]
-    variants += [
-        Variant(word, {"sketch": name, "sketch_steps": round(both / SKETCH_COSTS[name])})
-        for name, word in NAMES.items()
-    ]
+    for name, word in NAMES.items():
+        trained = {"sketch": name, "sketch_steps": round(both / SKETCH_COSTS[name])}
+        variants.append(Variant(word, trained))
+        if name == "sCM" and gentle is not None:
+            variants.append(Variant(f"sCM, rate {gentle:g}", trained | {"sketch_lr": gentle}))
     for word, method, head in ALONE:
         length = round(both / REFINE_COSTS[method, head])
         variants.append(Variant(word, {"refine": method, "refine_steps": length, "head": head}))
@@ -68,7 +76,7 @@ STUDY = Study(
         "jumps for MeanFlow and HD, which learn every interval, and re-noised for the others, which learn ends alone. "
         "The teacher's rows stand in the columns of one step, whatever their own count."
     ),
-    grids={"small": grid(60, 40, 5), "full": grid(500, 320, 5)},
+    grids={"small": grid(60, 40, 5), "full": grid(500, 320, 5, gentle=3e-5)},
     cell=cell,
     columns=columns(
         "fd, 1",
