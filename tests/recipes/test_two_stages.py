@@ -200,6 +200,14 @@ def test_refine_matches_by_what_was_asked_for(matching, head, judged, tmp_path, 
     assert any("entropy" in name for line in lines for name in line) == (head == "adaptive")
 
 
+@pytest.mark.parametrize("std", [0.02, 1.0])
+def test_queries_begin_as_large_as_was_asked_for(std, tmp_path, pictures):
+    recipe, arguments = fashion_run(tmp_path, pictures)
+    head = recipe(**arguments, query_std=std).modules["discriminator"]
+    queries = torch.cat([layer.queries.flatten() for layer in head.heads])
+    assert queries.std().item() == pytest.approx(std, rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -208,6 +216,8 @@ def test_refine_matches_by_what_was_asked_for(matching, head, judged, tmp_path, 
         ({"matching": "sliced"}, "give discriminator='none' with it"),
         ({"guidance": -1.0}, "guidance=-1.0"),
         ({"guidance": 50.0}, "guidance=50.0"),
+        ({"query_std": 1.0, "discriminator": "pooled"}, "queries are the adaptive head"),
+        ({"query_std": -1.0}, "query_std=-1.0"),
         ({"sketch_steps": -1}, "sketch_steps=-1"),
         ({"sketch_steps": 0, "refine_steps": 0}, "one must be positive"),
         ({"batch_size": 0}, "batch_size=0"),

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from hidistill.data import fashion
+from hidistill.discriminators.adaptive import QUERY_STD
 from hidistill.metrics.classifier import read_classifier
 from hidistill.recipes.images import REFINE, SKETCH, batches, flow_matching, refuse_training, root_mean_square
 from hidistill.recipes.judging import Jury, jury, read_teacher
@@ -75,6 +76,7 @@ def distill(
     batch_size: int = 32,
     guidance: float = GUIDANCE,
     discriminator: Literal["adaptive", "pooled", "convolutional", "per_token", "none"] = "adaptive",
+    query_std: float = QUERY_STD,
     matching: Matching = "dmd",
     derivative: Literal["forward", "central"] = "forward",
     trajectory_weight: float = 0.02,
@@ -93,6 +95,8 @@ def distill(
         batch_size: images per step.
         guidance: scale of the teacher's classifier-free guidance that is distilled; 1 is none.
         discriminator: the head on the teacher's features; none is distribution matching alone.
+        query_std: size of the adaptive head's queries at the start; 0.02 begins, and for long stays, as an average over
+            tokens, 1 weighs them apart at once.
         matching: by what refine matches distributions: dmd with the head; dmd2, whose head reads the fake score's
             features; gan, the head alone; or dmd with a distance of features and no head: energy, energy_tokens,
             sliced, moments, drift.
@@ -109,6 +113,7 @@ def distill(
         batch_size=batch_size,
         guidance=guidance,
         discriminator=discriminator,
+        query_std=query_std,
         matching=matching,
         derivative=derivative,
         trajectory_weight=trajectory_weight,

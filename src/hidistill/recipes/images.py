@@ -13,6 +13,7 @@ from torch.optim import AdamW
 
 from hidistill.codecs import Pixels
 from hidistill.data.images import Pictures, read
+from hidistill.discriminators.adaptive import QUERY_STD
 from hidistill.metrics.classifier import Classifier, accuracy, read_classifier, save_classifier, train_classifier
 from hidistill.objectives.flow_matching import FlowMatching
 from hidistill.recipes.judging import Jury, jury, read_teacher
@@ -201,6 +202,7 @@ def distill(
     batch_size: int = 32,
     guidance: float = 1.5,
     discriminator: Literal["adaptive", "pooled", "convolutional", "per_token", "none"] = "adaptive",
+    query_std: float = QUERY_STD,
     matching: Matching = "dmd",
     derivative: Literal["forward", "central"] = "forward",
     trajectory_weight: float = 0.02,
@@ -220,6 +222,8 @@ def distill(
         batch_size: pictures per step.
         guidance: scale of the teacher's classifier-free guidance that is distilled; ignored without classes.
         discriminator: the head on the teacher's features; none is distribution matching alone.
+        query_std: size of the adaptive head's queries at the start; 0.02 begins, and for long stays, as an average over
+            tokens, 1 weighs them apart at once.
         matching: by what refine matches distributions: dmd with the head; dmd2, whose head reads the fake score's
             features; gan, the head alone; or dmd with a distance of features and no head: energy, energy_tokens,
             sliced, moments, drift.
@@ -238,6 +242,7 @@ def distill(
         batch_size=batch_size,
         guidance=guidance if net.classes else 1.0,
         discriminator=discriminator,
+        query_std=query_std,
         matching=matching,
         derivative=derivative,
         trajectory_weight=trajectory_weight,

@@ -11,6 +11,7 @@ import torch
 from hidistill.conventions import Convention, Diffusion
 from hidistill.data.cache import Cache
 from hidistill.data.fashion import bundled
+from hidistill.discriminators.adaptive import QUERY_STD
 from hidistill.foreign.lora import low_rank, merged
 from hidistill.foreign.network import FlowMap, Network
 from hidistill.path import interpolate, rows_of
@@ -47,6 +48,7 @@ def distill(
     guidance: float | None = None,
     embedded: float | None = None,
     discriminator: Literal["adaptive", "pooled", "convolutional", "per_token", "none"] = "adaptive",
+    query_std: float = QUERY_STD,
     matching: Matching = "dmd",
     derivative: Literal["forward", "central"] = "forward",
     trajectory_weight: float = 0.02,
@@ -75,6 +77,8 @@ def distill(
             teachers that embed their guidance or know no null condition.
         embedded: guidance scale for teachers that embed one; None is their pipeline's default.
         discriminator: the head on the teacher's features; none is distribution matching alone.
+        query_std: size of the adaptive head's queries at the start; 0.02 begins, and for long stays, as an average over
+            tokens, 1 weighs them apart at once.
         matching: by what refine matches distributions: dmd with the head; dmd2, whose head reads the fake score's
             features; gan, the head alone; or dmd with a distance of features and no head: energy, energy_tokens,
             sliced, moments, drift.
@@ -108,6 +112,7 @@ def distill(
         batch_size=batch_size,
         guidance=scale,
         discriminator=discriminator,
+        query_std=query_std,
         matching=matching,
         derivative=derivative,
         trajectory_weight=trajectory_weight,

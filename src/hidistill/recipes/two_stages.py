@@ -1,6 +1,6 @@
 """Sketch, hand over, refine, evaluate: the experiment that every image recipe runs on its own teacher and data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +12,7 @@ from torch import nn
 
 from hidistill.codecs import modules_of
 from hidistill.derivative import Central, Forward, self_test
-from hidistill.discriminators.adaptive import Adaptive, normalized_entropy
+from hidistill.discriminators.adaptive import QUERY_STD, Adaptive, normalized_entropy
 from hidistill.discriminators.convolutional import Convolutional
 from hidistill.discriminators.per_token import PerToken
 from hidistill.discriminators.pooled import Pooled
@@ -53,6 +53,7 @@ class Plan:
     trajectory_weight: float
     evaluate_samples: int
     seed: int
+    query_std: float = QUERY_STD
     matching: Matching = "dmd"
     precision: str = "float32"
     probe_samples: int = 200
@@ -83,6 +84,13 @@ class Plan:
             raise ValueError(
                 f"matching={self.matching!r} with discriminator='none': it is a game of a discriminator; give one, "
                 "per_token say, or matching='dmd' for distribution matching alone"
+            )
+        if not 0.0 <= self.query_std < float("inf"):
+            raise ValueError(f"query_std={self.query_std}: must be 0 or more; {QUERY_STD} is usual, 1 is large")
+        if self.query_std != QUERY_STD and self.discriminator != "adaptive":
+            raise ValueError(
+                f"query_std={self.query_std} with discriminator={self.discriminator!r}: queries are the adaptive "
+                f"head's; leave it at {QUERY_STD}, or give discriminator='adaptive'"
             )
         if self.matching in ALIGNMENTS and self.discriminator != "none":
             raise ValueError(
@@ -186,7 +194,7 @@ def both_stages(cast: Cast, plan: Plan, *, batch_at: Callable[[int], Batch], jud
     assert isinstance(fake, VelocityField)
     assert isinstance(teacher, nn.Module)
     guided = Guided(teacher, scale=plan.guidance)
-    head = None if plan.discriminator == "none" else HEADS[plan.discriminator](teacher.feature_channels)
+    head = head_of(plan, teacher.feature_channels)
     checked = student if cast.stand_in is None else cast.stand_in
     assert isinstance(checked, Student)
     check_derivative(checked, guided, batch_at(0), step=cast.step)
@@ -235,6 +243,14 @@ def both_stages(cast: Cast, plan: Plan, *, batch_at: Callable[[int], Batch], jud
         finish=Finish(judges, teacher, plan, head, student),
         frozen={"teacher": teacher, **modules_of(judges.codec)},
     )
+
+
+def head_of(plan: Plan, channels: Sequence[int]) -> nn.Module | None:
+    """The discriminator on features of so many channels."""
+    if plan.discriminator == "none":
+        return None
+    options = {"query_std": plan.query_std} if plan.discriminator == "adaptive" else {}
+    return HEADS[plan.discriminator](channels, **options)
 
 
 def check_derivative(student: Student, guided: Guided, batch: Batch, *, step: float = 1e-3) -> None:

@@ -261,7 +261,8 @@ def attention(evidence: Evidence) -> Finding:
     if entropy < COLLAPSED_ENTROPY:
         return Finding("problem", name, f"Collapsed on a few tokens: {text}.", numbers)
     if entropy > UNIFORM_ENTROPY:
-        return Finding("watch", name, f"Nearly uniform: {text}; it acts as average pooling.", numbers)
+        said = f"Nearly uniform: {text}; it acts as average pooling. Queries that begin large (--query-std 1) do not."
+        return Finding("watch", name, said, numbers)
     return Finding("ok", name, f"It weighs some tokens above others: {text}.", numbers)
 
 
