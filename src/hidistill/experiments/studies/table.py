@@ -72,9 +72,10 @@ STUDY = Study(
         "million weights at guidance 1.5 (but MeanFlow from data has none); every student begins at the teacher's "
         "weights, and methods of one stage train as long as both stages of HD cost, counted in products (regression's "
         "pairs come on top), each at the learning rate that was best for it in one step in `learning-rates` at size "
-        "small. DMD is without its regression term; HD keeps a fiftieth of MeanFlow's loss in refine. Two steps are "
-        "jumps for MeanFlow and HD, which learn every interval, and re-noised for the others, which learn ends alone. "
-        "The teacher's rows stand in the columns of one step, whatever their own count."
+        "small, or at the one that its row names. DMD is without its regression term; HD keeps a fiftieth of "
+        "MeanFlow's loss in refine. Two steps are jumps for MeanFlow and HD, which learn every interval, and re-noised "
+        "for the others, which learn ends alone. The teacher's rows stand in the columns of one step, whatever their "
+        "own count."
     ),
     grids={"small": grid(60, 40, 5), "full": grid(500, 320, 5, gentle=3e-5)},
     cell=cell,
