@@ -44,3 +44,8 @@ def test_series_of_two_rounds_of_colors_differ_in_grey():
 def test_rates_are_read_from_their_axis():
     panel = Panel([Curve("a", [1.25e-4, 1e-3], [[1.0], [2.0]])], "learning rate", "FD", {})
     assert b"<!-- 0.000125 -->" in curves([panel], "words").svg
+
+
+def test_a_number_that_no_row_has_takes_no_place():
+    one = {"FD": {"a": [1.0, 2.0]}}
+    assert rows(one | {"accuracy": {}}, "words") == rows(one, "words")

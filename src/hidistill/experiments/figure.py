@@ -110,12 +110,13 @@ def rows(columns: Mapping[str, Mapping[str, Sequence[float]]], caption: str, *, 
     """A row per variant and a column of axes per number: seeds as points, the mean as a bar; a line at the reference.
 
     Args:
-        columns: for each heading the values over seeds by variant.
+        columns: for each heading the values over seeds by variant; one that no variant has is left out.
         caption: words under the picture.
         reference: the variant whose mean is drawn through all rows; empty for none.
     """
     from matplotlib.figure import Figure
 
+    columns = {heading: values for heading, values in columns.items() if values} or columns
     names = list(dict.fromkeys(name for values in columns.values() for name in values))
     figure = Figure(figsize=(2.0 + 2.6 * len(columns), 1.0 + 0.28 * len(names)), layout="constrained")
     grid = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
