@@ -65,16 +65,16 @@ def chosen(study: Study, size: Size, *, seeds: tuple[int, ...], variants: tuple[
     """A grid of a study, or a part of it: variants with all that they and the study are compared with.
 
     Raises:
-        ValueError: if a variant is none of the grid's; names those that are.
+        ValueError: if a variant is none of the grid's, which are then named, or a seed is none or comes twice.
     """
-    whole = study.grids[size]
-    rows = {variant.name: variant for variant in whole.variants}
+    every = study.grids[size]
+    rows = {variant.name: variant for variant in every.variants}
     if strangers := [name for name in variants if name not in rows]:
         raise ValueError(f"variants {strangers} are none of this experiment's at size {size}; these are {list(rows)}")
     kept = {study.reference, *variants}
     while more := {other for name in kept for other in rows[name].against or ()} - kept:
         kept |= more
-    return Grid([row for name, row in rows.items() if not variants or name in kept], seeds or whole.seeds)
+    return Grid([row for name, row in rows.items() if not variants or name in kept], seeds or every.seeds)
 
 
 def run(

@@ -63,7 +63,7 @@ class Plan:
     refine: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse counts and a scale out of range."""
+        """Refuse numbers out of range, and what does not go together."""
         if min(self.sketch_steps, self.refine_steps) < 0 or self.sketch_steps + self.refine_steps < 1:
             raise ValueError(
                 f"sketch_steps={self.sketch_steps}, refine_steps={self.refine_steps}: neither may be negative, and one "
@@ -86,7 +86,9 @@ class Plan:
                 "per_token say, or matching='dmd' for distribution matching alone"
             )
         if not 0.0 <= self.query_std < float("inf"):
-            raise ValueError(f"query_std={self.query_std}: must be 0 or more; {QUERY_STD} is usual, 1 is large")
+            raise ValueError(
+                f"query_std={self.query_std}: must be a number of 0 or more; {QUERY_STD} is usual, 1 is large"
+            )
         if self.query_std != QUERY_STD and self.discriminator != "adaptive":
             raise ValueError(
                 f"query_std={self.query_std} with discriminator={self.discriminator!r}: queries are the adaptive "

@@ -28,7 +28,7 @@ def experiment(
         size: small ends within a quarter of an hour on two cores; full may take hours.
         out: folder of the experiment; by default runs/experiments/NAME-SIZE.
         seeds: in place of the grid's own.
-        variants: rows of the table to run, and those that they are compared with; by default all.
+        variants: rows of the table to run, to which come those that they are compared with; by default all.
         jobs: cells at a time; by default as many as there are cores.
         document: Markdown file whose section of this experiment is written anew; it must have marks for it, and other
             ones for size full.
