@@ -171,13 +171,14 @@ def test_five_seeds_apart_are_better_or_worse(quick, tmp_path):
 
 
 def test_seeds_that_diverged_are_left_out_of_pairs_and_counted(quick):
-    three = Grid(quick.grids["small"].variants, range(3))
-    numbers = {(n, s): {"error": float(s), "seconds": 1.0} for n in QUICK for s in range(3)}
+    four = Grid(quick.grids["small"].variants, range(4))
+    numbers = {(n, s): {"error": float(s), "seconds": 1.0} for n in QUICK for s in range(4)}
     numbers[QUICK[0], 1] = {"seconds": 1.0}
     numbers[QUICK[2], 2] = {"seconds": 1.0}
-    results = Results(quick, three, numbers)
-    assert results.together((QUICK[0], QUICK[2]), "error") == [(0.0, 0.0)]
-    assert f"| {QUICK[0]} | 1.000 ± 1.414 (2 of 3) |" in report.table(results)
+    results = Results(quick, four, numbers)
+    assert results.together((QUICK[0], QUICK[2]), "error") == [(0.0, 0.0), (3.0, 3.0)]
+    assert f"| {QUICK[0]} | 1.667 ± 1.528 (3 of 4) |" in report.table(results)
+    assert f"| {QUICK[0]} | {QUICK[2]} | +0.000 [+0.000, +0.000] not resolved (2 of 4) |" in report.comparisons(results)
 
 
 def test_comparisons_with_variants_that_are_not_run_are_refused():

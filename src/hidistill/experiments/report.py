@@ -53,14 +53,16 @@ def comparisons(results: Results) -> str:
 
 
 def compared(results: Results, variant: str, other: str, column: Column) -> str:
-    """One paired difference, in figures and a word."""
+    """One paired difference, in figures and a word; says so where not all seeds have both numbers."""
     pairs = results.together((variant, other), column.key)
     if not pairs:
         return "-"
     found = paired([mine for mine, _ in pairs], [theirs for _, theirs in pairs])
     if found.n == 1:
         return f"{signed(found.mean)} (one seed)"
-    return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}] {verdict(found, column)}"
+    seeds = len(results.grid.seeds)
+    some = f" ({found.n} of {seeds})" if found.n < seeds else ""
+    return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}] {verdict(found, column)}{some}"
 
 
 def verdict(found: Difference, column: Column) -> str:
