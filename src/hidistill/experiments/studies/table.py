@@ -71,12 +71,12 @@ STUDY = Study(
         "A step is one network pass of a student and two of the guided teacher. Digits of 8 x 8 pixels, a DiT of 0.6 "
         "million weights at guidance 1.5 (but MeanFlow from data has none); every student begins at the teacher's "
         "weights, and methods of one stage train as long as both stages of HD cost, counted in products (regression's "
-        "pairs come on top), each at the learning rate with the smallest distance in the first space in one step in "
-        "`learning-rates` at size small (HD and GAP share one), or at the one that its row names. DMD is without its "
-        "regression term; HD keeps a fiftieth of MeanFlow's loss in refine, of whose steps each second one moves the "
-        "student. Two steps are jumps for MeanFlow and HD, which learn every interval, and re-noised for the others, "
-        "which learn ends alone. The teacher's rows stand in the columns of one step, whatever their own count. HD and "
-        "GAP share their sketch, whose CPU seconds are in the row that came to it first."
+        "pairs come on top), each at the learning rate with the smallest distance in the classifier's features in one "
+        "step in `learning-rates` at size small (HD and GAP share one), or at the one that its row names. DMD is "
+        "without its regression term; HD keeps a fiftieth of MeanFlow's loss in refine, of whose steps each second "
+        "one moves the student. Two steps are jumps for MeanFlow and HD, which learn every interval, and re-noised "
+        "for the others, which learn ends alone. The teacher's rows stand in the columns of one step, whatever their "
+        "own count. HD and GAP share their sketch, whose CPU seconds are in the row that came to it first."
     ),
     grids={"small": grid(60, 40, 5), "full": grid(500, 320, 5, gentle=3e-5)},
     cell=cell,
