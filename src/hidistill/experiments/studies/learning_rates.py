@@ -18,6 +18,8 @@ def grid(size: Size) -> Grid:
     variants = []
     for student in students:
         name, rates = ("lr", REFINE) if "refine" in student.arguments else ("sketch_lr", SKETCH)
+        if size == "full" and student.name == "sCM":
+            rates = (table.GENTLE, *rates)
         variants += [
             Variant(f"{student.name}, {rate:g}", {**student.arguments, name: rate, "part": "valid"}, ())
             for rate in rates

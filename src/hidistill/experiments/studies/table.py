@@ -11,6 +11,8 @@ ALONE: tuple[tuple[str, Distribution, Head], ...] = (
     ("DMD2", "dmd2", "convolutional"),
     ("GAN alone", "gan", "per_token"),
 )
+GENTLE = 3e-5
+"""Learning rate of sCM's second row at size full, where that of short runs diverges."""
 NAMES: dict[Trajectory, str] = {
     "consistency": "CM",
     "sCM": "sCM",
@@ -78,7 +80,7 @@ STUDY = Study(
         "for the others, which learn ends alone. The teacher's rows stand in the columns of one step, whatever their "
         "own count. HD and GAP share their sketch, whose CPU seconds are in the row that came to it first."
     ),
-    grids={"small": grid(60, 40, 5), "full": grid(500, 320, 5, gentle=3e-5)},
+    grids={"small": grid(60, 40, 5), "full": grid(500, 320, 5, gentle=GENTLE)},
     cell=cell,
     columns=columns(
         "fd, 1",
